@@ -1,0 +1,1 @@
+"""Towers: vision backbones, language models, text encoders. Parts know no data and no training."""

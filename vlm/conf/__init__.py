@@ -1,0 +1,1 @@
+"""Settings: schema, presets, command line, JSON. Loads no torch."""

@@ -1,0 +1,235 @@
+"""Every setting of a run, once, as frozen dataclasses; the docstring under a field is its help text, with unit and range.
+
+Imports no torch and resolves no name: `vlm.models.build` does that after parsing. Values that contradict each other are refused in `check`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vlm.errors import ConfigError
+
+FORMAT_VERSION = 1  # of config.json; raised when a stored config needs a migration
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """A low-rank adapter on one tower (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = 0
+    """Rank of the adapter's two matrices; 0 means no adapter. With an adapter, the tower's own weights stay frozen."""
+    alpha: float = 16.0
+    """Scale: the adapter's output is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Probability of dropping an input element of the adapter, 0 to 1."""
+    targets: str = "family"
+    """Which linear layers get an adapter: `family` (the family's own list), `all-linear`, or a regular expression on module names."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or not 0 <= self.dropout < 1:
+            raise ConfigError(f"LoRA needs rank >= 0 and 0 <= dropout < 1; got rank {self.rank}, dropout {self.dropout}.")
+
+
+@dataclass(frozen=True)
+class LoRATowers:
+    """One adapter setting a tower."""
+
+    language: LoRAConfig = LoRAConfig()
+    """Adapter of the language model."""
+
+
+@dataclass(frozen=True)
+class VisionLanguageConfig:
+    """Vision backbone, connector and language model, by name."""
+
+    vision: str
+    """Vision backbone (`vlm list vision`)."""
+    language: str
+    """Language model (`vlm list language`)."""
+    connector: str = "mlp2x-gelu"
+    """Connector (`vlm list connectors`)."""
+    name: str = ""
+    """What run folders call this composition; empty: the names of its parts."""
+    vision_source: str = ""
+    """Folder or hub id to load the vision backbone from, instead of the registry's; empty: the registry's."""
+    language_source: str = ""
+    """Folder or hub id to load the language model from, instead of the registry's; empty: the registry's."""
+    feature_layer: int | None = None
+    """Vision layer whose output the connector sees, as an index into the hidden states: -2 is the last but one. Default: the registry's."""
+    resize: Literal["squash", "crop", "pad"] = "squash"
+    """How a picture becomes square: squash ignores the aspect ratio, crop cuts the long side, pad fills with the backbone's mean color."""
+    connector_init: Literal["random", "ridge"] = "random"
+    """Start of the connector: random, or ridge regression from pooled features to the mean embedding of the answers (training data is read once)."""
+    template: str = ""
+    """Chat template (`vlm list templates`); empty: the language model's own."""
+    lora: LoRATowers = LoRATowers()
+    """Low-rank adapters."""
+
+    @property
+    def run_name(self) -> str:
+        """`name`, or the names of the parts, safe as a folder name."""
+        return self.name or f"{self.vision}-{self.connector}-{self.language}".replace(":", "-").replace("/", "-")
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Peak learning rate of each part; None freezes the part."""
+
+    vision: float | None = None
+    """Vision backbone; None freezes it."""
+    connector: float | None = None
+    """Connector; None freezes it."""
+    language: float | None = None
+    """Language model, or its adapter if it has one; None freezes it."""
+
+    def __post_init__(self) -> None:
+        for name, rate in vars(self).items():
+            if rate is not None and rate <= 0:
+                raise ConfigError(f"--stage.lr.{name} is {rate}; a learning rate is positive, and None freezes the part.")
+        if not self.trained:
+            raise ConfigError("All learning rates are None, so nothing would be trained. Set at least one of --stage.lr.{vision,connector,language}.")
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of the parts with a rate."""
+        return tuple(name for name, rate in vars(self).items() if rate is not None)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of training: which parts learn, from what, for how long."""
+
+    name: str
+    """What run folders call this stage: align, finetune, or a word of yours."""
+    dataset: str
+    """Prepared dataset below --data-root (`vlm preprocess`), or a path to one, or to a LLaVA-style JSON file; several with commas; `@split` picks a split."""
+    lr: LearningRates
+    """Peak learning rates."""
+    validation: str = ""
+    """Dataset of the validation pictures and loss, spelled like --stage.dataset; empty: none."""
+    template: str = ""
+    """Chat template of this stage; empty: the model's."""
+    global_batch_size: int = 128
+    """Samples an optimizer step, over all devices and micro-batches."""
+    per_device_batch_size: int = 16
+    """Samples a micro-batch on one device."""
+    epochs: float = 1.0
+    """Passes over the data, may be a fraction; ignored where --stage.max-steps is set."""
+    max_steps: int | None = None
+    """Optimizer steps; None: as --stage.epochs says."""
+    max_length: int | None = None
+    """Longest sequence in tokens, image tokens included; None: the language model's context."""
+    warmup_ratio: float = 0.03
+    """Share of the steps in which the rate rises linearly from 0, 0 to 1."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """After warm-up: cosine to the final rate; wsd: flat, then linear to the final rate over the last part (--stage.decay-ratio); constant."""
+    decay_ratio: float = 0.7
+    """Share of the steps in which wsd falls, 0 to 1."""
+    final_lr_ratio: float = 0.0
+    """Final rate as a share of the peak rate, 0 to 1."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay; never applied to biases and other one-dimensional weights."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averaging constants."""
+    clip_norm: float | None = 1.0
+    """Largest norm of the whole gradient; None: no clipping."""
+    num_workers: int = 2
+    """Processes that read and decode data, for each device; 0: the training process does it."""
+    gradient_checkpointing: bool = False
+    """Recompute the language model's activations in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size < 1 or self.per_device_batch_size < 1:
+            raise ConfigError(
+                f"Batch sizes are at least 1; got --stage.global-batch-size {self.global_batch_size}, --stage.per-device-batch-size {self.per_device_batch_size}."
+            )
+        if self.max_steps is None and self.epochs <= 0:
+            raise ConfigError(f"--stage.epochs is {self.epochs}; it must be positive, or --stage.max-steps must be set.")
+        for name in ("warmup_ratio", "decay_ratio", "final_lr_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"--stage.{name.replace('_', '-')} is {getattr(self, name)}; it must lie between 0 and 1.")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where metrics go."""
+
+    trackers: tuple[Literal["jsonl", "wandb"], ...] = ("jsonl",)
+    """jsonl writes metrics.jsonl into the run folder; wandb logs to Weights & Biases (set WANDB_MODE=offline to work without a network)."""
+    wandb_project: str = "vlm"
+    """Project in Weights & Biases."""
+    wandb_entity: str | None = None
+    """Team or user in Weights & Biases; None: your default."""
+    log_every: int = 1
+    """Optimizer steps between two log lines."""
+    sample_every: int | None = None
+    """Optimizer steps between two looks at validation pictures with generated text; None: at the end only."""
+    num_samples: int = 8
+    """Validation pictures a look."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One complete run."""
+
+    model: VisionLanguageConfig
+    """The composition."""
+    stage: StageConfig
+    """The stage of training."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Metrics."""
+    init_from: Path | None = None
+    """Run folder (or a unique prefix of one below --run-root) whose trained weights this run starts from."""
+    seed: int = 7
+    """Seed of everything random: data order, initial weights, dropout."""
+    device: str = "auto"
+    """auto (CUDA, else Apple's mps, else cpu), cuda, mps or cpu."""
+    precision: Literal["auto", "fp32", "bf16-mixed", "bf16"] = "auto"
+    """fp32; bf16-mixed: frozen weights in bf16, trained ones in fp32, autocast; bf16: all weights in bf16. auto: bf16-mixed where the device is fast at it."""
+    data_root: Path = Path("data")
+    """Folder of the prepared datasets."""
+    run_root: Path = Path("runs")
+    """Folder of the run folders."""
+    checkpoint_every: int | None = None
+    """Optimizer steps between two checkpoints; None: one at the end."""
+    overwrite: bool = False
+    """Delete the run folder if it exists; without it, an existing one is refused."""
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run folder: model, stage and seed."""
+        return f"{self.model.run_name}+{self.stage.name}+x{self.seed}"
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return self.run_root / self.run_id
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a global batch is cut: `world * per_device * accumulation == global`."""
+
+    world: int
+    per_device: int
+    accumulation: int
+
+    @classmethod
+    def of(cls, stage: StageConfig, *, world: int) -> "BatchPlan":
+        """Cut the stage's global batch for `world` devices.
+
+        Raises:
+            ConfigError: If it does not divide; the nearest global batch sizes that do are named.
+        """
+        unit = stage.per_device_batch_size * world
+        size = stage.global_batch_size
+        if size % unit:
+            fits = sorted({max(unit, size // unit * unit), -(-size // unit) * unit})
+            fitting = [d for d in range(1, size // world + 1) if size % (d * world) == 0]
+            nearest = min(fitting, key=lambda d: abs(d - stage.per_device_batch_size), default=None)
+            other = f", or --stage.per-device-batch-size {nearest}" if nearest else ""
+            raise ConfigError(
+                f"--stage.global-batch-size {size} is not a multiple of --stage.per-device-batch-size {stage.per_device_batch_size} x {world} device(s) = {unit}. "
+                f"Nearest that fit: --stage.global-batch-size {' or '.join(map(str, fits))}{other}."
+            )
+        return cls(world=world, per_device=stage.per_device_batch_size, accumulation=size // unit)

@@ -1,0 +1,78 @@
+"""Configs to JSON and back; unknown keys are refused with the nearest known one. Knows the schema, not what the values mean."""
+
+import json
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cattrs
+
+from vlm.conf.schema import FORMAT_VERSION
+from vlm.errors import ConfigError, UnknownNameError
+
+T = TypeVar("T")
+
+_converter = cattrs.Converter(forbid_extra_keys=True)
+_converter.register_unstructure_hook(Path, str)
+_converter.register_structure_hook(Path, lambda value, _: Path(value))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain JSON values."""
+    return _converter.unstructure(config)
+
+
+def from_dict(values: dict[str, Any], kind: type[T], *, origin: str) -> T:
+    """A config dataclass from plain JSON values.
+
+    Args:
+        values: What `to_dict` made.
+        kind: The dataclass.
+        origin: Where the values come from, for messages.
+
+    Raises:
+        UnknownNameError: If a key is not a setting.
+        ConfigError: If a value is missing or of the wrong kind.
+    """
+    _refuse_unknown_keys(values, kind, origin)
+    try:
+        return _converter.structure(values, kind)
+    except cattrs.errors.ClassValidationError as error:
+        raise ConfigError(f"{origin}: {'; '.join(cattrs.transform_error(error))}") from error
+
+
+def _refuse_unknown_keys(values: Any, kind: Any, origin: str, path: str = "") -> None:
+    if not (is_dataclass(kind) and isinstance(values, dict)):
+        return
+    known = {field.name: field.type for field in fields(kind)}
+    for key, value in values.items():
+        if key not in known:
+            raise UnknownNameError(f"setting in {origin}{f' under {path!r}' if path else ''}", key, known)
+        _refuse_unknown_keys(value, known[key], origin, f"{path}.{key}".lstrip("."))
+
+
+def write_config(config: Any, path: Path) -> None:
+    """Store a config with its format version; the file is replaced in one step."""
+    text = json.dumps({"format_version": FORMAT_VERSION} | to_dict(config), indent=2) + "\n"
+    building = path.with_name(path.name + ".tmp")
+    building.write_text(text, encoding="utf-8")
+    building.rename(path)
+
+
+def read_config(path: Path, kind: type[T]) -> T:
+    """Read a stored config.
+
+    Raises:
+        ConfigError: If the file is missing, is not JSON, or is of a newer format.
+        UnknownNameError: If a key is not a setting.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"There is no config file {path}.") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}.") from error
+    version = values.pop("format_version", FORMAT_VERSION)
+    if version > FORMAT_VERSION:
+        raise ConfigError(f"{path} has format_version {version}; this vlm reads up to {FORMAT_VERSION}. Upgrade vlm.")
+    return from_dict(values, kind, origin=str(path))

@@ -1,0 +1,53 @@
+"""What a user can cause: errors that name the value seen, the value wanted and the remedy. Knows nothing else of the package."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class VLMError(ValueError):
+    """Base of every error that a user can cause; a command prints it on one line and exits with code 2."""
+
+
+class UnknownNameError(VLMError):
+    """A name that no registry, preset or dataset has."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]):
+        """Name the nearest known names first, then all of them.
+
+        Args:
+            kind: What was looked up, in the singular: "connector", "preset".
+            name: The name that was asked for.
+            known: Every name that would have been accepted.
+        """
+        known = sorted(known)
+        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+        super().__init__(f"No {kind} named {name!r}.{hint} Known: {', '.join(known) or 'none'}.")
+        self.kind, self.name, self.known = kind, name, known
+
+
+class ConfigError(VLMError):
+    """Settings that contradict each other, the model or the machine."""
+
+
+class DataFormatError(VLMError):
+    """A data file, row or picture that cannot be read as what it claims to be."""
+
+
+class CheckpointError(VLMError):
+    """Weights that are missing, of other parts than stated, or of another shape."""
+
+
+class MissingPackageError(VLMError):
+    """An optional package that is not installed."""
+
+    def __init__(self, package: str, *, needed_for: str, extra: str | None = None):
+        """Give the install line.
+
+        Args:
+            package: Name to pip-install.
+            needed_for: What asked for it, as a noun phrase.
+            extra: The extra of `vlm` that contains it, if any.
+        """
+        line = f'pip install "vlm[{extra}]"' if extra else f"pip install {package}"
+        super().__init__(f"{needed_for} needs the package {package!r}, which is not installed. Run: {line}")

@@ -1,0 +1,84 @@
+"""Names to specs: a Registry reads `SPECS` from every module of one package. Knows no kind of part and imports no torch itself.
+
+Adding a module with a `SPECS` dictionary to the package is all it takes to add its names; nothing is decorated and no table is edited.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+from vlm.errors import UnknownNameError
+
+Spec = TypeVar("Spec")
+
+
+class Registry(Mapping[str, Spec], Generic[Spec]):
+    """A mapping from names to the specs that the modules of a package declare.
+
+    A module may declare `SPECS: dict[str, Spec]`, and `OPEN_SPECS: dict[str, Callable[[str], Spec]]` for families of names that are not listed:
+    `{"timm": f}` answers `timm:resnet50` with `f("resnet50")`. A spec may have `aliases`, other names for the same entry.
+    """
+
+    def __init__(self, package: str, *, kind: str):
+        """Remember where to look; modules are imported at the first look-up.
+
+        Args:
+            package: Dotted name of the package whose modules are read.
+            kind: What an entry is, in the singular, for messages: "connector".
+        """
+        self.package, self.kind = package, kind
+
+    @cached_property
+    def _tables(self) -> tuple[dict[str, Spec], dict[str, str], dict[str, Callable[[str], Spec]]]:
+        specs: dict[str, Spec] = {}
+        owner: dict[str, str] = {}
+        openers: dict[str, Callable[[str], Spec]] = {}
+        aliases: dict[str, str] = {}
+        for module in self._modules():
+            for name, spec in getattr(module, "SPECS", {}).items():
+                for key in (name, *getattr(spec, "aliases", ())):
+                    if key in owner:
+                        raise ValueError(f"{self.kind} {key!r} is declared by both {owner[key]} and {module.__name__}.")
+                    owner[key] = module.__name__
+                    aliases[key] = name
+                specs[name] = spec
+            openers |= getattr(module, "OPEN_SPECS", {})
+        return specs, aliases, openers
+
+    def _modules(self) -> Iterator[Any]:
+        path = importlib.import_module(self.package).__path__
+        for info in sorted(pkgutil.iter_modules(path), key=lambda info: info.name):
+            yield importlib.import_module(f"{self.package}.{info.name}")
+
+    def resolve(self, name: str) -> str:
+        """The registered name behind a name or alias; open names stand for themselves.
+
+        Raises:
+            UnknownNameError: If nothing answers to the name; the nearest names are given.
+        """
+        _, aliases, openers = self._tables
+        if name in aliases:
+            return aliases[name]
+        prefix, colon, rest = name.partition(":")
+        if colon and rest and prefix in openers:
+            return name
+        raise UnknownNameError(self.kind, name, [*aliases, *(f"{p}:<name>" for p in openers)])
+
+    def __getitem__(self, name: str) -> Spec:
+        """The spec of a name, an alias or an open name."""
+        name = self.resolve(name)
+        specs, _, openers = self._tables
+        if name in specs:
+            return specs[name]
+        prefix, _, rest = name.partition(":")
+        return openers[prefix](rest)
+
+    def __iter__(self) -> Iterator[str]:
+        """Registered names, without aliases, sorted."""
+        return iter(sorted(self._tables[0]))
+
+    def __len__(self) -> int:
+        """Number of registered entries."""
+        return len(self._tables[0])

@@ -1,0 +1,315 @@
+"""The words that every layer shares: axis letters, messages and chat templates, image layouts, batches, and the protocols of the parts.
+
+Axis letters in shapes: B rows, T tokens, N tiles, H W pixels, P patches, K tokens per tile, D vision width, E language width, V vocabulary,
+M labelled positions. This file holds no computation beyond what the types themselves mean.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from vlm.errors import DataFormatError
+
+IMAGE_PLACEHOLDER = "<image>"
+IGNORE_INDEX = -100  # torch.nn.functional.cross_entropy's default: a position without a label
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; `<image>` in the text stands for one image."""
+
+    role: Role
+    text: str
+
+
+class Span(NamedTuple):
+    """A stretch of rendered text, and whether the loss sees it."""
+
+    text: str
+    trained: bool
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a conversation is written as one string, and which stretches of it are trained.
+
+    The strings are formats: `{content}` is what was said, `{system}` the system text, `{images}` the image placeholders of the turn alone.
+    All of `assistant`, its end token included, is trained; nothing else is. A template keeps the space before an answer in `assistant`, never at
+    the end of `assistant_start`: BPE tokenizers merge that space into the answer's first token, so a prompt that ends with it would be tokenized
+    otherwise than in training.
+
+    Attributes:
+        name: Registry name of the template.
+        user: Format of a user turn.
+        assistant_start: What asks the model to speak; the end of every inference prompt.
+        assistant: Format of what the model says, with the token that ends it.
+        start: Opens a conversation: the tokenizer's BOS token as text, where the family has one.
+        between: Follows an answer, before the next turn; not trained.
+        system: Format of a system turn; empty if the family has none.
+        default_system: System text of a conversation that brings none; None for no system turn.
+        first_user: Format of the first user turn after a system text, for families that put the system text inside it.
+        stop: Strings that end an answer at inference, beside the tokenizer's EOS token.
+    """
+
+    name: str
+    user: str
+    assistant_start: str
+    assistant: str
+    start: str = ""
+    between: str = ""
+    system: str = ""
+    default_system: str | None = None
+    first_user: str | None = None
+    stop: tuple[str, ...] = ()
+
+    def render(self, messages: Sequence[Message]) -> list[Span]:
+        """Write a conversation; one that ends with a user turn becomes an inference prompt.
+
+        Raises:
+            DataFormatError: If roles do not alternate, or a system text comes where this family has no place for it.
+        """
+        system, turns = self._split_system(messages)
+        spans = [Span(self.start, False)] if self.start else []
+        if system is not None and self.system:
+            spans.append(Span(self.system.format(content=system), False))
+        for i, message in enumerate(turns):
+            expected = ("user", "assistant")[i % 2]
+            if message.role != expected:
+                raise DataFormatError(f"Turn {i + 1} of the conversation is by {message.role!r}; roles alternate, so {expected!r} was expected.")
+            if message.role == "user":
+                spans += [Span(self._user_turn(message.text, system if i == 0 else None), False), Span(self.assistant_start, False)]
+            else:
+                spans.append(Span(self.assistant.format(content=message.text), True))
+                if i + 1 < len(turns):
+                    spans.append(Span(self.between, False))
+        return [span for span in spans if span.text]
+
+    def _split_system(self, messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
+        if messages and messages[0].role == "system":
+            if not self.system and self.first_user is None:
+                raise DataFormatError(f"Chat template {self.name!r} has no place for a system message; remove it or put it into the first user turn.")
+            return messages[0].text, messages[1:]
+        return self.default_system, messages
+
+    def _user_turn(self, text: str, system: str | None) -> str:
+        images = IMAGE_PLACEHOLDER * text.count(IMAGE_PLACEHOLDER)
+        if system is not None and self.first_user is not None:
+            return self.first_user.format(content=text, system=system, images=images)
+        return self.user.format(content=text, images=images)
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """How the tiles of one image lie.
+
+    Attributes:
+        grid: Rows and columns of tiles; (1, 1) for an image that became one square tile.
+        size: Height and width of the original picture, in pixels.
+    """
+
+    grid: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles that this image occupies in the batch."""
+        return self.grid[0] * self.grid[1]
+
+
+ResizeMode = Literal["squash", "crop", "pad"]
+
+
+@dataclass(frozen=True)
+class ImagePolicy:
+    """How a picture becomes square tiles.
+
+    Attributes:
+        size: Side of a tile, in pixels.
+        mode: squash (ignore the aspect ratio), crop (short side to `size`, center crop), or pad (to a square of `fill`, then resize).
+        resample: Filter of the resize, by PIL's name.
+        fill: RGB color of the padding, 0 to 255.
+    """
+
+    size: int
+    mode: ResizeMode = "squash"
+    resample: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
+    fill: tuple[int, int, int] = (127, 127, 127)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Who sees whom in a batch of rows: a token attends to earlier tokens of its own document only.
+
+    Attributes:
+        starts: Cumulative document lengths over the flattened rows, as varlen attention kernels take them; padding belongs to the last
+            document of its row, so a row border is always a document border.
+        positions: Position of each token in its document, from 0; padding keeps counting.
+        prefix: For message trees, the document whose tokens document i sees as well, or -1; None where no document has one.
+    """
+
+    starts: Int[Tensor, " documents_plus_1"]
+    positions: Int[Tensor, "B T"]
+    prefix: Int[Tensor, " documents"] | None = None
+
+    @classmethod
+    def one_per_row(cls, rows: int, length: int, *, device: torch.device | str = "cpu") -> Self:
+        """Rows of one document each, right padding included."""
+        positions = torch.arange(length, device=device).expand(rows, length)
+        return cls(starts=torch.arange(0, rows * length + 1, length, device=device), positions=positions)
+
+    @property
+    def is_one_per_row(self) -> bool:
+        """True if every row is a single document, so that plain causal attention is exact."""
+        return self.prefix is None and len(self.starts) - 1 == self.positions.shape[0]
+
+
+@dataclass(frozen=True)
+class ChatBatch:
+    """Conversations with their images, ready for the device.
+
+    Attributes:
+        ids: Token ids; image-token ids mark where image features go.
+        labels: `ids` where the loss looks, IGNORE_INDEX elsewhere; not shifted.
+        documents: Borders of the conversations in the rows.
+        pixels: Tiles in the order of their placeholders, RGB, 0 to 255.
+        num_samples: Conversations in the batch.
+    """
+
+    ids: Int[Tensor, "B T"]
+    labels: Int[Tensor, "B T"]
+    documents: Documents
+    pixels: UInt8[Tensor, "N 3 H W"]
+    num_samples: int
+
+    @property
+    def num_labels(self) -> int:
+        """Positions that the loss counts; the first token of a row has nothing that predicts it."""
+        return int((self.labels[:, 1:] != IGNORE_INDEX).sum())
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device."""
+        return _tensors_to(self, device)
+
+
+def _tensors_to(value: Any, device: torch.device | str) -> Any:
+    moved: dict[str, Any] = {}
+    for field in fields(value):  # type: ignore[arg-type]
+        item = getattr(value, field.name)
+        if isinstance(item, Tensor):
+            item = item.to(device, non_blocking=True)
+        elif isinstance(item, Documents):
+            item = _tensors_to(item, device)
+        moved[field.name] = item
+    return type(value)(**moved)
+
+
+class LossSum(NamedTuple):
+    """A loss as sum and count, so that accumulation and world size cannot change the mean."""
+
+    sum: Float[Tensor, ""]
+    count: Int[Tensor, ""]
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of this run, made once in the command and passed down."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def single(cls, device: torch.device | str = "cpu") -> Self:
+        """A run of one process."""
+        return cls(rank=0, size=1, device=torch.device(device))
+
+    @property
+    def is_main(self) -> bool:
+        """True on the process that prints and writes."""
+        return self.rank == 0
+
+
+# The protocols declare __call__, not forward: hooks of FSDP2 and of checkpointing run on calls.
+
+
+@runtime_checkable
+class VisionBackbone(Protocol):
+    """Pixels to patch features. Normalizes inside, in fp32."""
+
+    width: int
+    image_size: int
+    num_patches: int
+
+    def __call__(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N P D"]:
+        """Patch features of the chosen layer, for a connector."""
+        ...
+
+    def pooled(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
+        """One vector an image: the joint-space or CLS vector."""
+        ...
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """What FSDP2 shards and checkpointing wraps."""
+        ...
+
+
+@runtime_checkable
+class Connector(Protocol):
+    """Patch features to language-model embeddings."""
+
+    def __call__(self, features: Float[Tensor, "N P D"]) -> Float[Tensor, "N K E"]:
+        """K embeddings for each tile."""
+        ...
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """A causal language model over embeddings, with its tokenizer and chat template."""
+
+    width: int
+    max_length: int
+    tokenizer: Any  # transformers.PreTrainedTokenizerBase; named in words so that this file imports no transformers
+    template: ChatTemplate
+
+    def embed(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T E"]:
+        """Input embeddings; ids outside the table are the caller's mistake."""
+        ...
+
+    def __call__(self, embeds: Float[Tensor, "B T E"], documents: Documents) -> Float[Tensor, "B T E"]:
+        """Final hidden states."""
+        ...
+
+    def logits(self, hidden: Float[Tensor, "M E"]) -> Float[Tensor, "M V"]:
+        """Scores of the next token, for the rows that need them."""
+        ...
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """What FSDP2 shards and checkpointing wraps."""
+        ...
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Texts to vectors, for the contrastive models."""
+
+    width: int
+
+    def encode(self, texts: Sequence[str], *, instruction: str = "") -> Float[Tensor, "B E"]:
+        """One vector a text, not normalized."""
+        ...
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """What FSDP2 shards and checkpointing wraps."""
+        ...
+
+
+def count_placeholders(messages: Iterable[Message]) -> int:
+    """Number of `<image>` placeholders in a conversation."""
+    return sum(len(re.findall(re.escape(IMAGE_PLACEHOLDER), m.text)) for m in messages)
