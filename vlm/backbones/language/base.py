@@ -109,6 +109,23 @@ class HFCausalLM(nn.Module):
         return tuple(self.decoder.layers)
 
 
+def build_language(spec: LanguageSpec, load: Load, *, template: ChatTemplate | None = None, lora: LoRAOptions | None = None) -> HFCausalLM:
+    """A language model with its tokenizer, ready to be trained or asked.
+
+    Args:
+        spec: What to build.
+        load: Where its weights come from; `Load(source=spec.source)` for the published ones, None for random weights.
+        template: Chat template, or None for the spec's own.
+        lora: Adapter to add, or None.
+
+    Raises:
+        CheckpointError: If weights or tokenizer cannot be found or are of another model.
+    """
+    model = spec.build(spec, load)
+    tokenizer = spec.tokenizer(spec, load.source)
+    return HFCausalLM(model, tokenizer=tokenizer, template=template or spec.template, max_length=spec.max_length, lora=lora)
+
+
 def causal_lm(spec: LanguageSpec, load: Load) -> nn.Module:
     """Any causal language model that transformers knows, from its config.
 

@@ -3,9 +3,22 @@
 from vlm.errors import UnknownNameError
 from vlm.types import ChatTemplate
 
-PLAIN = ChatTemplate(name="plain", user="{images}", assistant_start="", assistant="{content}\n")  # LLaVA's pretraining format (haotian-liu/LLaVA, conv_llava_plain)
+PLAIN = ChatTemplate(
+    name="plain", user="{images}", assistant_start="", assistant="{content}\n"
+)  # LLaVA's pretraining format (haotian-liu/LLaVA, conv_llava_plain)
 
-TEMPLATES = {template.name: template for template in (PLAIN,)}
+SMOLLM2 = ChatTemplate(
+    name="smollm2",
+    system="<|im_start|>system\n{content}<|im_end|>\n",
+    default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",
+    user="<|im_start|>user\n{content}<|im_end|>\n",
+    assistant_start="<|im_start|>assistant\n",
+    assistant="{content}<|im_end|>",
+    between="\n",
+    stop=("<|im_end|>",),
+)
+
+TEMPLATES = {template.name: template for template in (PLAIN, SMOLLM2)}
 
 
 def find_template(name: str) -> ChatTemplate:
