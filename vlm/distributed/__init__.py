@@ -1,0 +1,1 @@
+"""Processes, devices and what goes between them; the only package that imports torch.distributed or accelerate."""

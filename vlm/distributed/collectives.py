@@ -1,0 +1,20 @@
+"""What ranks tell each other. Every function is the identity in a run of one process."""
+
+import torch
+
+from vlm.types import World
+
+
+def sum_over_ranks(value: float | int, world: World) -> float:
+    """The sum of a number over all ranks."""
+    if world.size == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device="cpu" if world.device.type == "cpu" else world.device)
+    torch.distributed.all_reduce(total)
+    return total.item()
+
+
+def wait_for_all(world: World) -> None:
+    """Return when every rank has come here."""
+    if world.size > 1:
+        torch.distributed.barrier()

@@ -1,0 +1,63 @@
+"""The World of this run, from what torchrun (or `accelerate launch`) put into the environment. Launches nothing itself."""
+
+import os
+
+import torch
+
+from vlm.errors import ConfigError
+from vlm.types import World
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+
+def launch(device: str = "auto") -> World:
+    """Join the process group, if there is one, and choose this process's device.
+
+    Args:
+        device: auto (CUDA, else mps, else cpu), cuda, mps or cpu.
+
+    Raises:
+        ConfigError: If the device does not exist here.
+    """
+    kind = choose_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return World.single(kind)
+    from accelerate import PartialState
+
+    state = PartialState(cpu=kind == "cpu")  # gloo on cpu, nccl on cuda
+    return World(rank=state.process_index, size=state.num_processes, device=state.device)
+
+
+def choose_device(device: str) -> str:
+    """`auto` resolved; anything else checked.
+
+    Raises:
+        ConfigError: If the device is unknown or does not exist here.
+    """
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(name for name, exists in here.items() if exists)
+    if device not in here:
+        raise ConfigError(f"--device {device} is not one of {', '.join(DEVICES)}.")
+    if not here[device]:
+        raise ConfigError(f"--device {device} does not exist on this machine. Available: {', '.join(name for name, exists in here.items() if exists)}.")
+    return device
+
+
+def leave() -> None:
+    """Close the process group, if one is open."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """`auto` resolved: bf16-mixed where the device computes faster in bf16 than in fp32, else fp32."""
+    if precision != "auto":
+        return precision
+    fast = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False), "cpu": _cpu_has_bf16_units}.get(device.type, lambda: False)
+    return "bf16-mixed" if fast() else "fp32"
+
+
+def _cpu_has_bf16_units() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("amx"))

@@ -1,0 +1,1 @@
+"""Assembled models, their losses, generation and weights on disk."""

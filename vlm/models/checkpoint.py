@@ -1,0 +1,208 @@
+"""Weights on disk: `weights.safetensors` holds what was trained, `model.json` the composition and fingerprints of the frozen parts.
+
+Knows nothing of optimizers or of how training goes on; finds runs by name.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vlm.backbones.language.lora import is_lora
+from vlm.conf.schema import VisionLanguageConfig
+from vlm.conf.serialize import from_dict, to_dict
+from vlm.errors import CheckpointError, ConfigError
+from vlm.models.build import build
+from vlm.models.vision_language import PARTS, VisionLanguageModel
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+WEIGHTS, MODEL = "weights.safetensors", "model.json"
+VALUES_PER_TENSOR = 4096  # of the fingerprint: another training run, a merge or a corrupted file changes nearly every value
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`model.json`: what a checkpoint is made of.
+
+    Attributes:
+        config: The composition.
+        stored: Parts whose trained weights the checkpoint holds.
+        fingerprints: Fingerprint of each part's untrained weights, for the parts that have any.
+    """
+
+    config: VisionLanguageConfig
+    stored: tuple[str, ...]
+    fingerprints: dict[str, str]
+
+
+def trained_state(model: VisionLanguageModel) -> dict[str, Tensor]:
+    """What a checkpoint holds: every weight and buffer of the altered parts; of a part with an adapter, the adapter alone."""
+    state = {}
+    for part in sorted(model.altered):
+        tensors = getattr(model, part).state_dict()
+        adapter = {name: tensor for name, tensor in tensors.items() if is_lora(name)}
+        state |= {f"{part}.{name}": tensor.detach().contiguous() for name, tensor in (adapter or tensors).items()}
+    return state
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A hash of a part's own weights, adapters left out: names, shapes, and up to VALUES_PER_TENSOR evenly spaced values of each.
+
+    Values are rounded to bf16 first, so that the same weights give the same fingerprint whether loaded in fp32 or in bf16.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if is_lora(name):
+            continue
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // VALUES_PER_TENSOR)].to("cpu", torch.float32).to(torch.bfloat16)
+        digest.update(f"{name.replace('.base_layer', '')} {tuple(tensor.shape)}".encode())
+        digest.update(sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save(model: VisionLanguageModel, config: VisionLanguageConfig, folder: Path) -> None:
+    """Write a checkpoint under a temporary name, then rename it.
+
+    Raises:
+        CheckpointError: If the folder cannot be written (permission, full disk).
+    """
+    state = trained_state(model)
+    frozen = [part for part in PARTS if part not in model.altered or any(is_lora(n) for n, _ in getattr(model, part).named_parameters())]
+    values = {
+        "format_version": FORMAT_VERSION,
+        "kind": "vision-language",
+        "config": to_dict(config),
+        "stored": sorted(model.altered),
+        "fingerprints": {part: fingerprint(getattr(model, part)) for part in frozen},
+    }
+    building = folder.with_name(folder.name + ".tmp")
+    try:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        save_file(state, building / WEIGHTS)
+        (building / MODEL).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        building.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(building, ignore_errors=True)
+        raise CheckpointError(f"Checkpoint {folder} could not be written: {error}. Free space or choose another --run-root; earlier checkpoints are intact.") from error
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The `model.json` of a checkpoint.
+
+    Raises:
+        CheckpointError: If it is missing, is not JSON, or is of a newer format.
+    """
+    path = folder / MODEL
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Name a checkpoint or run folder written by vlm.") from error
+    if values.get("format_version", 0) > FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format_version {values['format_version']}; this vlm reads up to {FORMAT_VERSION}. Upgrade vlm.")
+    config = from_dict(values["config"], VisionLanguageConfig, origin=str(path))
+    return Manifest(config=config, stored=tuple(values["stored"]), fingerprints=values["fingerprints"])
+
+
+def load(folder: Path, *, precision: str, sources: dict[str, str] | None = None) -> VisionLanguageModel:
+    """The model of a checkpoint: towers from their sources, checked against their fingerprints, then the trained weights.
+
+    Args:
+        folder: A checkpoint folder.
+        precision: Type of the weights; see `build`.
+        sources: Other folders for the towers: `{"vision_source": ..., "language_source": ...}`.
+
+    Raises:
+        CheckpointError: If a tower is not the one that the checkpoint was trained with, or weights are missing.
+    """
+    manifest = read_manifest(folder)
+    model = build(replace(manifest.config, **(sources or {})), precision=precision)
+    check_fingerprints(model, manifest, folder)
+    load_trained(model, folder)
+    return model
+
+
+def check_fingerprints(model: VisionLanguageModel, manifest: Manifest, folder: Path) -> None:
+    """Compare the towers with those that a checkpoint was trained with.
+
+    Raises:
+        CheckpointError: If one differs.
+    """
+    for part, expected in manifest.fingerprints.items():
+        seen = fingerprint(getattr(model, part))
+        if seen != expected:
+            raise CheckpointError(
+                f"The {part} weights are not those that {folder} was trained with: fingerprint {seen[:12]}, expected {expected[:12]}. "
+                f"Point --model.{part}-source to the original weights."
+            )
+
+
+def load_trained(model: VisionLanguageModel, folder: Path) -> list[str]:
+    """Copy a checkpoint's trained weights into a model, tensor by tensor; returns a line for each part that says what was loaded.
+
+    Raises:
+        CheckpointError: If the file is damaged, or one of its tensors has no place in the model or another shape there.
+    """
+    own = {name: tensor for name, tensor in model.state_dict().items()}
+    loaded: dict[str, list[int]] = {}
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            names = list(file.keys())
+            _refuse_misfits(own, {name: file.get_slice(name).get_shape() for name in names}, folder)
+            for name in names:
+                own[name].copy_(file.get_tensor(name))
+                loaded.setdefault(name.split(".")[0], []).append(own[name].numel())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}. Use another checkpoint of the run.") from error
+    model.altered |= set(loaded)
+    return [f"{part}: {len(sizes)} tensors, {sum(sizes):,} values" for part, sizes in sorted(loaded.items())]
+
+
+def _refuse_misfits(own: dict[str, Tensor], shapes: dict[str, Any], folder: Path) -> None:
+    unknown = [name for name in shapes if name not in own]
+    if unknown:
+        hint = " It has a LoRA adapter, this model has none: set --model.lora.language.rank." if any(map(is_lora, unknown)) else ""
+        raise CheckpointError(f"{folder} holds {len(unknown)} tensors that this model lacks, among them {unknown[0]!r}.{hint} Compose the same parts.")
+    different = [(name, tuple(shape), tuple(own[name].shape)) for name, shape in shapes.items() if tuple(shape) != tuple(own[name].shape)]
+    if different:
+        name, theirs, ours = different[0]
+        raise CheckpointError(f"{folder}: {name!r} has shape {theirs}, this model needs {ours}. Compose the same parts, or leave --init-from out.")
+
+
+def find_checkpoint(name: str | Path, *, run_root: Path = Path("runs")) -> Path:
+    """The checkpoint folder behind a checkpoint, a run folder, or a unique prefix of a run's name; of a run, the latest.
+
+    Raises:
+        ConfigError: If nothing or more than one run answers to the name.
+        CheckpointError: If the run has no checkpoint yet.
+    """
+    path = Path(name)
+    if (path / MODEL).is_file():
+        return path
+    run = path if path.is_dir() else _run_by_prefix(path, run_root)
+    steps = sorted(folder for folder in (run / "checkpoints").glob("step-*") if (folder / MODEL).is_file())
+    if not steps:
+        raise CheckpointError(f"Run {run} has no checkpoint. Let it train to its first checkpoint, or name another run.")
+    return steps[-1]
+
+
+def _run_by_prefix(path: Path, run_root: Path) -> Path:
+    parent = path.parent if path.parent != Path(".") else run_root
+    runs = sorted(folder for folder in parent.glob("*+*") if folder.is_dir())
+    matches = [folder for folder in runs if folder.name.startswith(path.name)]
+    if len(matches) == 1:
+        return matches[0]
+    shown = ", ".join(folder.name for folder in (matches or runs)) or "none"
+    problem = f"{len(matches)} runs begin with {path.name!r}" if matches else f"There is no run that begins with {path.name!r}"
+    raise ConfigError(f"{problem} in {parent}. Runs: {shown}.")

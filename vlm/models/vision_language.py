@@ -1,0 +1,114 @@
+"""A vision backbone, a connector and a language model as one model: pixels and ids in, loss or hidden states out.
+
+Knows no names, files or training; `vlm.models.build` assembles it from a config, `vlm.train.loop` trains it.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from vlm.models.losses import cross_entropy, predicting
+from vlm.models.splice import splice, touch
+from vlm.types import ChatBatch, ChatTemplate, ImageLayout, ImagePolicy, LossSum, Message
+
+PARTS = ("vision", "connector", "language")
+
+
+class VisionLanguageModel(nn.Module):
+    """Image features, mapped by a connector, in the places of the image tokens of a causal language model (LLaVA, arXiv:2304.08485)."""
+
+    def __init__(self, vision: nn.Module, connector: nn.Module, language: nn.Module, *, tokens_per_tile: int, image_policy: ImagePolicy):
+        """Join the parts; nothing is copied.
+
+        Args:
+            vision: A VisionBackbone.
+            connector: A Connector between their widths.
+            language: A LanguageModel.
+            tokens_per_tile: Embeddings that the connector makes of one tile.
+            image_policy: How pictures become tiles for this vision backbone.
+        """
+        super().__init__()
+        self.vision, self.connector, self.language = vision, connector, language
+        self.tokens_per_tile, self.image_policy = tokens_per_tile, image_policy
+        self.altered = {"connector"}  # parts whose weights are not, or not only, those of their source: what a checkpoint must hold
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template that the model was trained with."""
+        return self.language.template
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def tokens_per_image(self, layout: ImageLayout) -> int:
+        """Image tokens of one picture; a pure function of its layout."""
+        return layout.num_tiles * self.tokens_per_tile
+
+    def encode_images(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N K E"]:
+        """Tiles as language-model embeddings. A frozen tower keeps no graph."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.vision)):
+            features = self.vision(pixels)
+        return self.connector(features.to(next(self.connector.parameters(), features).dtype))
+
+    def embed(self, batch: ChatBatch) -> Float[Tensor, "B T E"]:
+        """Text embeddings with the images spliced in."""
+        embeds = self.language.embed(batch.ids)
+        if len(batch.pixels):
+            return splice(embeds, batch.ids, self.encode_images(batch.pixels), image_token_id=self.language.image_token_id)
+        if self.training and (is_trained(self.vision) or is_trained(self.connector)):
+            return touch(embeds, self.encode_images(self._blank_tile()))
+        return embeds
+
+    def _blank_tile(self) -> UInt8[Tensor, "1 3 H W"]:
+        size = self.image_policy.size
+        return torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device)
+
+    def hidden(self, batch: ChatBatch) -> Float[Tensor, "B T E"]:
+        """Final hidden states of every position."""
+        return self.language(self.embed(batch), batch.documents)
+
+    def forward(self, batch: ChatBatch) -> LossSum:
+        """Next-token loss over the labelled positions; the head runs on those alone."""
+        predicts = predicting(batch.labels)
+        targets = batch.labels[:, 1:][predicts[:, :-1]]  # [M]
+        rows = self.hidden(batch)[predicts]  # [M, E]: rows are selected first, so that the head gets a contiguous matrix
+        return cross_entropy(self.language.logits(rows), targets)
+
+    def chat(
+        self, images: Sequence[Image.Image], text: str, *, history: Sequence[Message] = (), stream: bool = False, **sampling: Any
+    ) -> str | Iterator[str]:
+        """Answer a question about pictures.
+
+        Args:
+            images: Pictures of this question; several or none are fine.
+            text: The question; `<image>` marks where a picture goes, without it the pictures come first.
+            history: Earlier turns, text alone.
+            stream: True to get the answer piece by piece.
+            sampling: Fields of `vlm.models.generate.Sampling`.
+
+        Raises:
+            DataFormatError: If placeholders and pictures disagree, or the context is too short.
+        """
+        from vlm.models import generate
+
+        prompt, drawn = generate.ask(images, text, history=history), generate.Sampling(**sampling)
+        return generate.stream(self, prompt, drawn) if stream else generate.generate(self, [prompt], drawn)[0]
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for the parts that are trained; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for part in PARTS:
+            module = getattr(self, part)
+            module.train(mode and is_trained(module))
+        return self
+
+
+def is_trained(module: nn.Module) -> bool:
+    """True if any weight of the module is trained."""
+    return any(p.requires_grad for p in module.parameters())

@@ -1,0 +1,172 @@
+"""Where metrics go: the console, a JSONL file, Weights & Biases. Knows numbers and pictures, not what they measure."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from vlm.errors import MissingPackageError
+
+SECONDS_BETWEEN_LINES = 10.0  # on something that is no terminal, where a progress bar cannot move
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A validation picture with what was asked, what is true, and what the model said."""
+
+    image: Path | None
+    question: str
+    reference: str
+    generated: str
+
+
+class Tracker(Protocol):
+    """Takes what a run reports."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics after an optimizer step, counted from 1."""
+        ...
+
+    def show(self, step: int, samples: Sequence[Shown]) -> None:
+        """Validation pictures with generated text."""
+        ...
+
+    def finish(self) -> None:
+        """The run is over."""
+        ...
+
+
+class Progress:
+    """A progress bar with loss, throughput and time left; lines instead of a bar where there is no terminal."""
+
+    def __init__(self, title: str, num_steps: int):
+        """Open the bar.
+
+        Args:
+            title: What is being done.
+            num_steps: Optimizer steps.
+        """
+        from rich import progress
+        from rich.console import Console
+
+        console = Console(file=sys.stderr)
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[text]}"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=num_steps, text="")
+        self._title, self._num_steps, self._live = title, num_steps, console.is_terminal
+        self._started, self._printed = time.monotonic(), -SECONDS_BETWEEN_LINES
+        self._bar.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Move the bar, or print a line."""
+        speed = f"  {metrics['tokens_per_second']:.0f} tokens/s" if "tokens_per_second" in metrics else ""
+        text = f"loss {metrics['loss']:.3f}{speed}" if "loss" in metrics else ""
+        self._bar.update(self._task, completed=step, text=text)
+        now = time.monotonic()
+        if not self._live and text and (now - self._printed >= SECONDS_BETWEEN_LINES or step == self._num_steps):
+            left = (now - self._started) / step * (self._num_steps - step)
+            print(f"{self._title} {step}/{self._num_steps}  {text}  {left:.0f} s left", file=sys.stderr, flush=True)
+            self._printed = now
+
+    def show(self, step: int, samples: Sequence[Shown]) -> None:
+        """Print what the model said."""
+        for sample in samples:
+            self._bar.console.print(f"  step {step}  {sample.question!r} -> {sample.generated!r} (truth: {sample.reference!r})", markup=False, highlight=False)
+
+    def finish(self) -> None:
+        """Close the bar."""
+        self._bar.stop()
+
+
+class JSONL:
+    """One JSON object a line, in `metrics.jsonl` of the run folder."""
+
+    def __init__(self, path: Path):
+        """Append to a file; it is created if it is missing."""
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write and flush a line, so that a killed run keeps what it measured."""
+        self._write({"step": step, **metrics})
+
+    def show(self, step: int, samples: Sequence[Shown]) -> None:
+        """Write the texts; the pictures by their paths."""
+        self._write({"step": step, "samples": [vars(sample) | {"image": str(sample.image or "")} for sample in samples]})
+
+    def _write(self, values: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+    def finish(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class WandB:
+    """Weights & Biases; offline with WANDB_MODE=offline."""
+
+    def __init__(self, *, run_id: str, run_dir: Path, config: Mapping[str, Any], project: str, entity: str | None):
+        """Start a run under the run folder's name.
+
+        Raises:
+            MissingPackageError: If wandb is not installed.
+        """
+        try:
+            import wandb
+        except ImportError:
+            raise MissingPackageError("wandb", needed_for="--tracking.trackers wandb", extra="track") from None
+        self._wandb = wandb
+        self._run = wandb.init(project=project, entity=entity, name=run_id, dir=str(run_dir), config=dict(config))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics under their own names."""
+        self._run.log(dict(metrics), step=step)
+
+    def show(self, step: int, samples: Sequence[Shown]) -> None:
+        """Log a table of pictures."""
+        table = self._wandb.Table(columns=["image", "question", "reference", "generated"])
+        for sample in samples:
+            image = self._wandb.Image(str(sample.image)) if sample.image else None
+            table.add_data(image, sample.question, sample.reference, sample.generated)
+        self._run.log({"samples": table}, step=step)
+
+    def finish(self) -> None:
+        """Close the run."""
+        self._run.finish()
+
+
+class Trackers:
+    """Several trackers as one; none on ranks other than 0."""
+
+    def __init__(self, trackers: Sequence[Tracker]):
+        """Hold the trackers."""
+        self._trackers = list(trackers)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """To every tracker."""
+        for tracker in self._trackers:
+            tracker.log(step, metrics)
+
+    def show(self, step: int, samples: Sequence[Shown]) -> None:
+        """To every tracker."""
+        for tracker in self._trackers:
+            tracker.show(step, samples)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for tracker in self._trackers:
+            tracker.finish()

@@ -1,0 +1,122 @@
+"""The training loop: micro-batches to optimizer steps, with the loss normalized over the whole global batch.
+
+Knows the model only as `model(batch) -> LossSum`; data, validation, checkpoints and metrics come as values and callables from the command.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import nn
+
+from vlm.conf.schema import BatchPlan, StageConfig
+from vlm.distributed.collectives import sum_over_ranks
+from vlm.distributed.shard import data_parallel, gradient_exchange
+from vlm.errors import ConfigError, DataFormatError
+from vlm.training.optim import make_optimizer, make_schedule, rates_by_part
+from vlm.types import ChatBatch, World
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What happens after an optimizer step, beside training.
+
+    Attributes:
+        log: Takes the step, from 1, and its metrics.
+        after_step: Takes the step; validation and checkpoints.
+    """
+
+    log: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
+    after_step: Callable[[int], None] = lambda step: None
+
+
+def count_steps(stage: StageConfig, num_samples: int) -> int:
+    """Optimizer steps of a stage over a dataset."""
+    return stage.max_steps or max(1, math.ceil(num_samples * stage.epochs / stage.global_batch_size))
+
+
+def train(
+    model: nn.Module, batches: Iterable[ChatBatch], *, stage: StageConfig, plan: BatchPlan, num_steps: int, world: World, autocast: bool, hooks: Hooks
+) -> list[float]:
+    """Train for `num_steps` optimizer steps and return the mean loss of each.
+
+    Args:
+        model: The assembled model, its frozen parts already frozen.
+        batches: This rank's micro-batches, `plan.accumulation` for each step.
+        stage: Rates, schedule and clipping.
+        plan: How the global batch is cut.
+        num_steps: Optimizer steps.
+        world: The processes of this run.
+        autocast: True to run the forward pass under bf16 autocast.
+        hooks: What happens after each step.
+
+    Raises:
+        DataFormatError: If a global batch has no labelled token.
+        ConfigError: If the loss is not a number.
+    """
+    optimizer = make_optimizer(model, stage)
+    schedule = make_schedule(optimizer, stage, num_steps)
+    wrapped = data_parallel(model, world)
+    model.train()
+    losses, stream = [], iter(batches)
+    for step in range(1, num_steps + 1):
+        clock = time.perf_counter()
+        micro_batches = _take(stream, plan.accumulation, world.device)
+        waited = time.perf_counter() - clock
+        loss = _accumulate(wrapped, micro_batches, world=world, autocast=autocast, step=step)
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(weights, stage.clip_norm if stage.clip_norm is not None else math.inf).item()
+        rates = rates_by_part(optimizer)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss)
+        hooks.log(step, _metrics(loss, norm, rates, micro_batches, seconds=time.perf_counter() - clock, waited=waited, world=world))
+        hooks.after_step(step)
+        model.train()
+    return losses
+
+
+def _take(stream: Iterator[ChatBatch], count: int, device: torch.device) -> list[ChatBatch]:
+    return [batch.to(device) for batch in islice(stream, count)]
+
+
+def _accumulate(model: nn.Module, micro_batches: list[ChatBatch], *, world: World, autocast: bool, step: int) -> float:
+    """Backward passes of one global batch; returns its mean loss.
+
+    Each micro-batch's sum is divided by the labels of the whole global batch, counted over all ranks before the first backward pass, and multiplied by
+    the number of ranks, because DDP averages: so neither accumulation nor world size changes the gradient.
+    """
+    count = sum_over_ranks(sum(batch.num_labels for batch in micro_batches), world)
+    if count == 0:
+        raise DataFormatError(f"Step {step}: no sample of the global batch has a labelled token. Check that the answers of the dataset are not empty.")
+    total = 0.0
+    for i, batch in enumerate(micro_batches):
+        with gradient_exchange(model, on=i + 1 == len(micro_batches)):
+            with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=autocast):
+                loss = model(batch)
+            (loss.sum * (world.size / count)).backward()
+        total += loss.sum.item()
+    mean = sum_over_ranks(total, world) / count
+    if not math.isfinite(mean):
+        raise ConfigError(f"Step {step}: the loss is {mean}. Lower the learning rates (--stage.lr.*) or use --precision fp32.")
+    return mean
+
+
+def _metrics(
+    loss: float, norm: float, rates: Mapping[str, float], batches: list[ChatBatch], *, seconds: float, waited: float, world: World
+) -> dict[str, float]:
+    tokens = sum_over_ranks(sum(batch.ids.numel() for batch in batches), world)
+    images = sum_over_ranks(sum(len(batch.pixels) for batch in batches), world)
+    return {
+        "loss": loss,
+        "grad_norm": norm,
+        **{f"lr/{part}": rate for part, rate in rates.items()},
+        "tokens_per_second": tokens / seconds,
+        "images_per_second": images / seconds,
+        "seconds_per_step": seconds,
+        "data_wait_share": waited / seconds,
+    }

@@ -1,0 +1,60 @@
+"""Learning-rate tables to AdamW groups and schedules. A stage is nothing but such a table: parts without a rate are frozen."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from vlm.conf.schema import StageConfig
+from vlm.errors import ConfigError
+
+
+def make_optimizer(model: nn.Module, stage: StageConfig) -> torch.optim.AdamW:
+    """AdamW with the part's rate for each weight that is trained; weight decay on matrices only.
+
+    Raises:
+        ConfigError: If a part has a rate but nothing that could be trained.
+    """
+    groups = []
+    for part in stage.lr.trained:
+        weights = [p for p in getattr(model, part).parameters() if p.requires_grad]
+        if not weights:
+            raise ConfigError(f"--stage.lr.{part} is set, but the part {part!r} has no trainable weight. Leave the rate out.")
+        rate = getattr(stage.lr, part)
+        for decay, chosen in ((stage.weight_decay, [p for p in weights if p.ndim > 1]), (0.0, [p for p in weights if p.ndim <= 1])):
+            if chosen:
+                groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "part": part})
+    return torch.optim.AdamW(groups, betas=stage.betas)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, stage: StageConfig, num_steps: int) -> LambdaLR:
+    """The stage's schedule, as a factor on every group's peak rate."""
+    return LambdaLR(optimizer, lambda step: rate_factor(step, stage, num_steps))
+
+
+def rate_factor(step: int, stage: StageConfig, num_steps: int) -> float:
+    """Share of the peak rate at a step counted from 0.
+
+    Warm-up rises linearly and reaches the peak at step `warmup_ratio * num_steps`. Then cosine (Loshchilov and Hutter 2016, arXiv:1608.03983),
+    wsd (warm-up, stable, decay: Hu et al. 2024, arXiv:2404.06395), or constant.
+    """
+    warmup = math.ceil(stage.warmup_ratio * num_steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    span = max(1, num_steps - warmup)
+    progress = min(1.0, (step - warmup) / span)
+    return stage.final_lr_ratio + (1 - stage.final_lr_ratio) * DECAYS[stage.schedule](progress, stage.decay_ratio)
+
+
+DECAYS = {
+    "cosine": lambda progress, _: 0.5 * (1 + math.cos(math.pi * progress)),
+    "wsd": lambda progress, decay: 1.0 if progress < 1 - decay else (1 - progress) / decay,
+    "constant": lambda progress, _: 1.0,
+}
+
+
+def rates_by_part(optimizer: torch.optim.Optimizer) -> Mapping[str, float]:
+    """Current learning rate of each part."""
+    return {group["part"]: group["lr"] for group in optimizer.param_groups}
