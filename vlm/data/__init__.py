@@ -1,0 +1,1 @@
+"""From files on disk to batches; knows no model. Import the modules below by name: this file loads nothing."""

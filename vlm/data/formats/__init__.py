@@ -1,0 +1,1 @@
+"""Readers of foreign file formats, one module a format; each yields `Sample`s."""
