@@ -1,5 +1,5 @@
 # Every target makes .venv if it is missing or older than pyproject.toml or constraints.txt, so a fresh machine needs git, make and Python 3.11 only.
-#   make PYTHON=/path/to/python3.12 ...   another Python        make UV= ...   pip even where uv is installed
+#   make PYTHON=/path/to/python3.12 ...   another Python        make UV= ...   pip instead of uv
 #   make demo ARGS="--seed 8"             arguments for `vlm demo`;  make test ARGS="-k splice"   for pytest
 export OMP_WAIT_POLICY = passive
 BIN := .venv/bin

@@ -1,0 +1,44 @@
+"""What every test starts from: no hub, the same number of threads everywhere, a fixed seed, and a way to start several processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Before torch is imported, which reads them once.
+os.environ["OMP_WAIT_POLICY"] = "passive"  # spinning threads cost five times the time where other processes run
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")  # the order of sums depends on it
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["WANDB_MODE"] = "offline"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep tests off the model hub, except under `-m network`."""
+    if "network" not in config.getoption("markexpr").replace("not network", ""):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """The same random weights in a test whatever ran before it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`torchrun("script.py", "--flag", processes=2)` on this machine, in an empty folder; fails the test with the output if a process fails."""
+
+    def run(*arguments: str | Path, processes: int = 2, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(processes)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([*launcher, *map(str, arguments)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
