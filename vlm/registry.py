@@ -75,6 +75,14 @@ class Registry(Mapping[str, Spec], Generic[Spec]):
         prefix, _, rest = name.partition(":")
         return openers[prefix](rest)
 
+    def __contains__(self, name: object) -> bool:
+        """True for whatever `[]` answers."""
+        try:
+            self.resolve(str(name))
+        except UnknownNameError:
+            return False
+        return True
+
     def __iter__(self) -> Iterator[str]:
         """Registered names, without aliases, sorted."""
         return iter(sorted(self._tables[0]))

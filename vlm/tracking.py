@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from vlm.errors import MissingPackageError
 
@@ -77,7 +77,8 @@ class Progress:
         now = time.monotonic()
         if not self._live and text and (now - self._printed >= SECONDS_BETWEEN_LINES or step == self._num_steps):
             left = (now - self._started) / step * (self._num_steps - step)
-            print(f"{self._title} {step}/{self._num_steps}  {text}  {left:.0f} s left", file=sys.stderr, flush=True)
+            line = f"{self._title} {step}/{self._num_steps}  {text}  {left:.0f} s left"
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
             self._printed = now
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
@@ -164,7 +165,7 @@ class Trackers:
         for tracker in self._trackers:
             tracker.show(step, samples)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Trackers":
         return self
 
     def __exit__(self, *_: object) -> None:

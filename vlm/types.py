@@ -7,7 +7,7 @@ M labelled positions. This file holds no computation beyond what the types thems
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -159,7 +159,7 @@ class Documents:
     prefix: Int[Tensor, " documents"] | None = None
 
     @classmethod
-    def one_per_row(cls, rows: int, length: int, *, device: torch.device | str = "cpu") -> Self:
+    def one_per_row(cls, rows: int, length: int, *, device: torch.device | str = "cpu") -> "Documents":
         """Rows of one document each, right padding included."""
         positions = torch.arange(length, device=device).expand(rows, length)
         return cls(starts=torch.arange(0, rows * length + 1, length, device=device), positions=positions)
@@ -193,7 +193,7 @@ class ChatBatch:
         """Positions that the loss counts; the first token of a row has nothing that predicts it."""
         return int((self.labels[:, 1:] != IGNORE_INDEX).sum())
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "ChatBatch":
         """The same batch on another device."""
         return _tensors_to(self, device)
 
@@ -226,7 +226,7 @@ class World:
     device: torch.device
 
     @classmethod
-    def single(cls, device: torch.device | str = "cpu") -> Self:
+    def single(cls, device: torch.device | str = "cpu") -> "World":
         """A run of one process."""
         return cls(rank=0, size=1, device=torch.device(device))
 

@@ -15,6 +15,8 @@ from vlm.errors import ConfigError
 
 T = TypeVar("T")
 
+Positional = tyro.conf.Positional  # marks a field of a command's arguments that is given without a flag
+
 
 def parse_train(argv: Sequence[str], *, prog: str) -> TrainConfig:
     """The config of a training run.

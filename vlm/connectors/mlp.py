@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class MLP(nn.Module):
     """Linear layers with an activation between them, the last one `readout`."""
 
-    standardize = None
+    standardize: Standardize | None = None
 
     def __init__(self, in_width: int, out_width: int, *, hidden: Sequence[int] | Callable[[int, int], Sequence[int]], activation: str = "gelu"):
         """Stack the layers.
@@ -51,8 +51,12 @@ class StandardizedMLP(MLP):
     def __init__(self, in_width: int, out_width: int, *, hidden: Callable[[int, int], Sequence[int]]):
         """Stack the layers; see MLP."""
         super().__init__(in_width, out_width, hidden=hidden)
-        self.standardize = Standardize(in_width)
-        self.body = nn.Sequential(self.standardize, *self.body)
+        self.body = nn.Sequential(Standardize(in_width), *self.body)
+
+    @property
+    def standardize(self) -> Standardize:  # type: ignore[override]
+        """The statistics in front of the layers."""
+        return self.body[0]
 
 
 def output_wide(num_hidden: int) -> Callable[[int, int], list[int]]:

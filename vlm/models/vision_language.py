@@ -4,7 +4,7 @@ Knows no names, files or training; `vlm.models.build` assembles it from a config
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -100,7 +100,7 @@ class VisionLanguageModel(nn.Module):
         prompt, drawn = generate.ask(images, text, history=history), generate.Sampling(**sampling)
         return generate.stream(self, prompt, drawn) if stream else generate.generate(self, [prompt], drawn)[0]
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "VisionLanguageModel":
         """Training mode for the parts that are trained; frozen parts stay in evaluation mode."""
         super().train(mode)
         for part in PARTS:

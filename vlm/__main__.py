@@ -1,0 +1,64 @@
+"""The `vlm` command (also `python -m vlm`): finds the subcommand, turns errors that a user can cause into one line and exit code 2."""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from vlm.errors import UnknownNameError, VLMError
+
+COMMANDS = {
+    "demo": "Prepare real data, train a small model in two stages, evaluate it, write a report.",
+    "list": "List vision backbones, language models, connectors, chat templates, datasets and presets.",
+    "inspect": "Show what a part or a preset is made of, without loading weights.",
+    "preprocess": "Prepare a dataset.",
+    "pretrain": "Run one stage of training: align, finetune.",
+    "chat": "Ask a trained model about pictures.",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand and return the exit code: 0, 2 for an error that the user can mend, 130 when interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if argv[0] == "--version":
+        from vlm import __version__
+
+        print(f"vlm {__version__}")
+        return 0
+    return run_command(argv[0], argv[1:])
+
+
+def run_command(name: str, argv: Sequence[str]) -> int:
+    """Run one subcommand; `--debug` anywhere shows the traceback of an error."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads collapse when anything else runs; must be set before torch is imported
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    argv, debug = [word for word in argv if word != "--debug"], "--debug" in argv
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "transformers", "datasets", "filelock", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        if name not in COMMANDS:
+            raise UnknownNameError("command", name, COMMANDS)
+        return importlib.import_module(f"vlm.commands.{name}").main(argv) or 0
+    except VLMError as error:
+        if debug:
+            raise
+        print(f"vlm {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _usage() -> str:
+    lines = [f"  {name:12} {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        ["usage: vlm COMMAND [arguments]", "", *lines, "", "vlm COMMAND --help shows the arguments; --debug shows the traceback of an error."]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""`vlm pretrain PRESET [overrides]`, the same as `torchrun scripts/pretrain.py`: one stage of training, from a config to a run folder."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlm.conf.cli import parse_train
+from vlm.conf.schema import TrainConfig
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train; the run folder is printed last."""
+    run_dir = run(parse_train(argv, prog="vlm pretrain"))
+    if run_dir is not None:
+        print(f'{run_dir}\nTalk to it: vlm chat {run_dir} --image PICTURE "What is this?"')
+
+
+def run(config: TrainConfig) -> Path | None:
+    """Run one stage of training; also `vlm.train(config)`.
+
+    Returns:
+        The run folder, on the main process; None on the others.
+
+    Raises:
+        VLMError: If names, data, weights or settings do not fit; everything that can be is checked before weights are loaded.
+    """
+    from vlm.distributed.launch import launch, leave
+    from vlm.evaluate.validation import look, validation_loss
+    from vlm.training.stage import Validation, run_stage
+
+    world = launch(config.device)
+    try:
+        run_dir = run_stage(config, world, Validation(loss=validation_loss, look=look))
+    finally:
+        leave()
+    return run_dir if world.is_main else None

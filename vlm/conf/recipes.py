@@ -1,0 +1,46 @@
+"""Training recipes as functions from a composition to complete runs; presets are their results."""
+
+from dataclasses import replace
+
+from vlm.conf.schema import LearningRates, LoRAConfig, LoRATowers, StageConfig, TrainConfig, VisionLanguageConfig
+
+
+def llava_recipe(
+    model: VisionLanguageConfig,
+    *,
+    lora: LoRAConfig | None = None,
+    align_data: str = "llava-laion-cc-sbu-558k",
+    finetune_data: str = "llava-v1.5-instruct",
+) -> dict[str, TrainConfig]:
+    """LLaVA 1.5's two stages for any composition, `{"<name>/align": ..., "<name>/finetune": ...}`.
+
+    Align trains the connector alone on captions, without a prompt; fine-tune trains connector and language model on conversations
+    (Liu et al. 2023, arXiv:2310.03744, section 3 and appendix A; the repository's scripts/v1_5).
+
+    Args:
+        model: The composition; its `name` begins the preset names.
+        lora: Adapter of the language model in the fine-tune stage, with LLaVA's LoRA rates; None trains all of its weights.
+        align_data: Captions.
+        finetune_data: Conversations.
+    """
+    align = StageConfig(
+        name="align",
+        dataset=align_data,
+        template="plain",
+        lr=LearningRates(connector=1e-3),
+        global_batch_size=256,
+        per_device_batch_size=32,
+    )
+    finetune = StageConfig(
+        name="finetune",
+        dataset=finetune_data,
+        lr=LearningRates(connector=2e-5, language=2e-5 if lora is None else 2e-4),
+        global_batch_size=128,
+        per_device_batch_size=16,
+        gradient_checkpointing=True,
+    )
+    adapted = replace(model, lora=LoRATowers(language=lora)) if lora is not None else model
+    return {
+        f"{model.name}/align": TrainConfig(model=model, stage=align),
+        f"{model.name}/finetune": TrainConfig(model=adapted, stage=finetune),
+    }

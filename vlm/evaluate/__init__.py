@@ -1,0 +1,1 @@
+"""Measurements of trained models: losses, answers, captions, and the report that shows them."""
