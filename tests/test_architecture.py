@@ -71,11 +71,11 @@ def test_test_files_mirror_the_package():
 
 
 def mirrors_something(test: Path) -> bool:
-    """tests/data/test_chat.py stands for vlm/data/chat.py or vlm/data/chat/; tests of the whole package lie at the top."""
+    """tests/data/test_chat.py stands for vlm/data/chat.py or vlm/data/chat/, tests/data/test_data.py for vlm/data/; tests of all of vlm lie at the top."""
     if len(test.parts) == 1 or test.parts[0] in TEST_FOLDERS_OF_THEIR_OWN:
         return True
-    target = ROOT / "vlm" / test.parent / test.stem.removeprefix("test_")
-    return target.is_dir() or target.with_suffix(".py").is_file()
+    folder, subject = ROOT / "vlm" / test.parent, test.stem.removeprefix("test_")
+    return folder.is_dir() and (subject == folder.name or (folder / subject).is_dir() or (folder / f"{subject}.py").is_file())
 
 
 IMPORT = "import vlm"
@@ -88,9 +88,10 @@ except SystemExit as stop:
     assert not stop.code, stop.code
 """
 PRESETS = "from vlm.conf.presets import PRESETS; assert [PRESETS[name] for name in PRESETS]"
+DATASETS = "from vlm.data.datasets import DATASETS; assert [DATASETS[name] for name in DATASETS]"
 
 
-@pytest.mark.parametrize("code", [IMPORT, HELP, PRESETS], ids=["import vlm", "vlm --help", "presets"])
+@pytest.mark.parametrize("code", [IMPORT, HELP, PRESETS, DATASETS], ids=["import vlm", "vlm --help", "presets", "datasets"])
 def test_light_entry_loads_no_heavy_library(code: str):
     report = f"import sys\n{code}\nprint('loaded:', *[name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", report], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -110,14 +111,17 @@ def test_light_entry_takes_less_than_three_tenths_of_a_second(arguments: list[st
 
 def test_readme_has_a_line_for_every_file():
     described = described_files((ROOT / "README.md").read_text(encoding="utf-8"))
-    files = {relative(path) for path in PACKAGE if path.name != "__init__.py" or path.parent.name == "vlm"}
+    files = {relative(path) for path in (ROOT / "vlm").rglob("*") if path.is_file() and path.suffix != ".pyc" and path.name != "__init__.py"}
     missing, gone = sorted(files - described.keys()), sorted(described.keys() - files)
     mute = sorted(path for path, words in described.items() if not words)
     assert not (missing or gone or mute), f"README's file tree lacks {missing}, describes what is not there: {gone}, says nothing about {mute}"
 
 
 def described_files(readme: str) -> dict[str, str]:
-    """Python files of the package in README's tree, with what is said of each: the lines of the code block with `vlm/`, nested by indentation."""
+    """Files of the package in README's tree, with what is said of each: the lines of the code block with `vlm/`, nested by indentation.
+
+    An `__init__.py` has no line: its folder's line stands for it.
+    """
     block = re.search(r"^```\w*\n((?:(?!```).*\n)*?[^\w\n]*vlm/(?:.*\n)*?)```", readme, re.MULTILINE)
     described: dict[str, str] = {}
     folders: list[tuple[int, str]] = []
@@ -129,7 +133,7 @@ def described_files(readme: str) -> dict[str, str]:
         path = "".join(folder for _, folder in folders) + name
         if name.endswith("/"):
             folders.append((indent, name))
-        elif path.startswith("vlm/") and name.endswith(".py"):
+        elif path.startswith("vlm/") and not name.endswith("__init__.py"):
             described[path] = words
     return described
 
@@ -137,3 +141,17 @@ def described_files(readme: str) -> dict[str, str]:
 def test_file_tree_is_read_by_indentation():
     tree = "text\n```\nvlm/            the package\n  types.py      words\n  conf/         settings\n    cli.py      flags\n  errors.py\ntests/\n  a.py  x\n```\n"
     assert described_files(tree) == {"vlm/types.py": "words", "vlm/conf/cli.py": "flags", "vlm/errors.py": ""}
+
+
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.splitlines()[0])
+def test_example_of_contributing_runs(example: str):
+    names: dict[str, object] = {}
+    exec(example, names)
+    assert names.get("SPECS") or names.get("YOURS")
+
+
+def test_contributing_shows_how_to_add_each_kind_of_part():
+    assert len(EXAMPLES) == 6
