@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from vlm.data.datasets import DATASETS
-from vlm.data.datasets.base import DatasetSpec, Source
+from vlm.data.datasets.base import Conversation, DatasetSpec, Dropped, Source
 from vlm.data.rows import write_parquet
-from vlm.data.sample import Dropped, Sample
+from vlm.data.sample import Sample
 from vlm.errors import ConfigError, DataFormatError
+from vlm.types import Message
 
 FORMAT_VERSION = 1  # of the prepared folder; raised when an older one must be prepared again
 MANIFEST = "manifest.json"
@@ -164,7 +165,7 @@ def _build(folder: Path, name: str, spec: DatasetSpec, source: Source, options: 
     dropped: dict[str, dict[str, list[str]]] = {}
     for split in spec.splits:
         dropped[split] = {}
-        rows = progress(source.samples(split), f"{name} {split}")
+        rows = progress(source.rows(split), f"{name} {split}")
         path = folder / f"samples-{split}.parquet"
         count = write_parquet(_kept(rows, folder, source, dropped[split]), path)
         if not count:
@@ -176,20 +177,20 @@ def _build(folder: Path, name: str, spec: DatasetSpec, source: Source, options: 
     return manifest
 
 
-def _kept(rows: Iterable[Sample | Dropped], folder: Path, source: Source, dropped: dict[str, list[str]]) -> Iterator[Sample]:
-    """Samples whose pictures could be copied below `images/`, their paths relative to the folder; fills `dropped`."""
+def _kept(rows: Iterable[Conversation | Dropped], folder: Path, source: Source, dropped: dict[str, list[str]]) -> Iterator[Sample]:
+    """Rows as samples, their pictures copied below `images/` and their paths relative to the folder; fills `dropped`."""
     for row in rows:
-        if isinstance(row, Sample) and not all(source.locate(name).is_file() for name in row.images):
+        if isinstance(row, Conversation) and not all(source.locate(name).is_file() for name in row.images):
             row = Dropped(row.id, "image file missing in the source")
         if isinstance(row, Dropped):
             dropped.setdefault(row.reason, []).append(row.id)
             continue
-        images = tuple(Path("images") / name for name in row.images)
-        for name, image in zip(row.images, images, strict=True):
+        for name in row.images:
             if name.is_absolute() or ".." in name.parts:
                 raise DataFormatError(f"The image name {name} of row {row.id!r} leads out of the dataset's folder.")
-            _copy(source.locate(name), folder / image)
-        yield Sample(row.id, images, row.messages, row.extra)
+            _copy(source.locate(name), folder / "images" / name)
+        messages = tuple(Message("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(row.turns))
+        yield Sample(row.id, tuple(Path("images") / name for name in row.images), messages, row.extra)
 
 
 def _copy(source: Path, target: Path) -> None:

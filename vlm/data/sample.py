@@ -36,16 +36,3 @@ class Sample:
                 f"Sample {self.id!r} has {placeholders} {IMAGE_PLACEHOLDER} placeholder(s) in its texts and {len(self.images)} image(s); "
                 "each placeholder stands for one image."
             )
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A row of a source that did not become a sample.
-
-    Attributes:
-        id: Name of the row in its source.
-        reason: Why, in few words that are the same for every row dropped for that reason.
-    """
-
-    id: str
-    reason: str

@@ -1,12 +1,44 @@
 """What a dataset is before it is prepared: data about it, and one function that reads its source. Imports no torch.
 
-`vlm.data.prepare` copies the pictures and writes the rows; a dataset's own file only says which rows there are.
+`vlm.data.prepare` checks the rows, copies the pictures and writes both; a dataset's own file only says which rows there are.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+IMAGE = "<image>"  # vlm.types.IMAGE_PLACEHOLDER, written again because vlm.types imports torch
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One row of a source, not checked yet.
+
+    Attributes:
+        id: Name of the row in its source.
+        images: Names of its pictures, as they shall lie below `images/` of the prepared folder.
+        turns: What user and assistant say in turn, the user first; `<image>` stands for one picture.
+        extra: What evaluations want to know besides.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    turns: tuple[str, ...]
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row of a source that does not become a sample.
+
+    Attributes:
+        id: Name of the row in its source.
+        reason: Why, in few words that are the same for every row dropped for that reason.
+    """
+
+    id: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -14,12 +46,11 @@ class Source:
     """An opened source.
 
     Attributes:
-        samples: The `Sample`s and `Dropped` rows of a split; image paths are the names below `images/` of the prepared folder.
-            (Any, because `vlm.data.sample` imports torch and this file must not.)
-        locate: The file of the source behind such a name.
+        rows: The rows of a split.
+        locate: The file of the source behind a picture's name.
     """
 
-    samples: Callable[[str], Iterable[Any]]
+    rows: Callable[[str], Iterable[Conversation | Dropped]]
     locate: Callable[[Path], Path]
 
 

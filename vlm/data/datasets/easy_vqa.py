@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from vlm.assets import package_file
-from vlm.data.datasets.base import DatasetSpec, Source
+from vlm.data.datasets.base import IMAGE, Conversation, DatasetSpec, Dropped, Source
 from vlm.errors import DataFormatError
 
 CAPTION_REQUEST = "Describe the image."
@@ -70,7 +69,7 @@ def question_type(answer: str) -> str:
     raise DataFormatError(f"easy-VQA has no answer {answer!r}.")
 
 
-def conversation(picture: Picture, options: EasyVQAOptions) -> list[tuple[str, str]]:
+def choose_questions(picture: Picture, options: EasyVQAOptions) -> list[tuple[str, str]]:
     """Questions and answers of one picture in random order, the caption request among them where there is a caption."""
     rng = random.Random(f"{options.seed}/{picture.id}")  # one stream a picture: no other picture changes its order
     shuffled = rng.sample(picture.questions, len(picture.questions))
@@ -102,38 +101,30 @@ def _package_folder() -> Path:
     return package_file("easy-vqa", "easy_vqa/data", extra="demo")
 
 
-def _sample(picture: Picture, pairs: Iterable[tuple[str, str]], *, suffix: str = "", **extra: str) -> Any:
-    from vlm.data.sample import Sample
-    from vlm.types import IMAGE_PLACEHOLDER, Message
-
-    messages: list[Message] = []
-    for question, answer in pairs:
-        messages += [Message("user", question), Message("assistant", answer)]
-    messages[0] = Message("user", f"{IMAGE_PLACEHOLDER}\n{messages[0].text}")
-    return Sample(picture.id + suffix, (picture.name,), tuple(messages), extra)
+def _conversation(picture: Picture, pairs: Iterable[tuple[str, str]], *, suffix: str = "", **extra: str) -> Conversation:
+    texts = [text for pair in pairs for text in pair]
+    return Conversation(picture.id + suffix, (picture.name,), (f"{IMAGE}\n{texts[0]}", *texts[1:]), extra)
 
 
-def _captions(picture: Picture, options: EasyVQAOptions) -> list[Any]:
-    from vlm.data.sample import Dropped
-
+def _captions(picture: Picture, options: EasyVQAOptions) -> list[Conversation | Dropped]:
     caption = picture.caption()
     if caption is None:
         return [Dropped(picture.id, "color or shape not among the answers")]
-    return [_sample(picture, [(CAPTION_REQUEST, caption)])]
+    return [_conversation(picture, [(CAPTION_REQUEST, caption)])]
 
 
-def _conversations(picture: Picture, options: EasyVQAOptions) -> list[Any]:
-    return [_sample(picture, conversation(picture, options))]
+def _conversations(picture: Picture, options: EasyVQAOptions) -> list[Conversation | Dropped]:
+    return [_conversation(picture, choose_questions(picture, options))]
 
 
-def _questions(picture: Picture, options: EasyVQAOptions) -> list[Any]:
-    return [_sample(picture, [pair], suffix=f"/{i}", type=question_type(pair[1])) for i, pair in enumerate(picture.questions)]
+def _questions(picture: Picture, options: EasyVQAOptions) -> list[Conversation | Dropped]:
+    return [_conversation(picture, [pair], suffix=f"/{i}", type=question_type(pair[1])) for i, pair in enumerate(picture.questions)]
 
 
-def _prepare(rows: Callable[[Picture, EasyVQAOptions], list[Any]], options: EasyVQAOptions) -> Source:
+def _prepare(rows: Callable[[Picture, EasyVQAOptions], list[Conversation | Dropped]], options: EasyVQAOptions) -> Source:
     folder = _package_folder()
     return Source(
-        samples=lambda split: [row for picture in pictures(split) for row in rows(picture, options)],
+        rows=lambda split: [row for picture in pictures(split) for row in rows(picture, options)],
         locate=lambda name: folder / name.parent / "images" / name.name,
     )
 

@@ -1,0 +1,81 @@
+"""Picture files to square uint8 RGB tiles, by PIL; bit-equal to transformers' PIL image processors. Normalization belongs to the vision backbones."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from vlm.errors import DataFormatError
+from vlm.types import ImageLayout, ImagePolicy
+
+WHITE = (255, 255, 255, 255)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # what PIL raises for broken files
+
+
+def load_image(path: Path) -> Image.Image:
+    """The picture in a file as 8-bit RGB, upright; of an animation, the first frame.
+
+    Raises:
+        DataFormatError: If the file is missing, no picture, cut short or broken.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise DataFormatError(f"There is no image file {path}.") from None
+    except UNREADABLE as error:
+        reason = str(error).replace(str(path), "").strip() or type(error).__name__
+        raise DataFormatError(f"The image file {path} cannot be read: {reason}. Replace the file, or remove its sample.") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of any mode of PIL: transparent parts become white, 16-bit gray is scaled down.
+
+    Raises:
+        DataFormatError: If the picture holds floating-point values, whose range nobody states.
+    """
+    if image.mode == "F":
+        raise DataFormatError("The picture holds floating-point values; convert it to 8 or 16 bits.")
+    if image.mode.startswith("I"):  # PIL would cut 16-bit values at 255 instead of scaling them
+        image = Image.fromarray((np.asarray(image, dtype=np.int64).clip(0, 65535) / 257).round().astype(np.uint8))
+    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
+    return image.convert("RGB")
+
+
+def to_tiles(image: Image.Image, policy: ImagePolicy) -> tuple[UInt8[Tensor, "N 3 H W"], ImageLayout]:
+    """The tiles of a picture, and how they lie; every mode of today makes one tile."""
+    image = to_rgb(image)
+    layout = ImageLayout(grid=(1, 1), size=(image.height, image.width))
+    square = {"squash": _squash, "crop": _crop, "pad": _pad}[policy.mode](image, policy)
+    tile = torch.from_numpy(np.array(square))  # [H, W, 3]
+    return tile.permute(2, 0, 1).unsqueeze(0).contiguous(), layout
+
+
+def _resize(image: Image.Image, width: int, height: int, policy: ImagePolicy) -> Image.Image:
+    return image.resize((width, height), Image.Resampling[policy.resample.upper()])
+
+
+def _squash(image: Image.Image, policy: ImagePolicy) -> Image.Image:
+    return _resize(image, policy.size, policy.size, policy)
+
+
+def _crop(image: Image.Image, policy: ImagePolicy) -> Image.Image:
+    """CLIP's: the short side to `size`, the long one rounded down, then the middle."""
+    size, short = policy.size, min(image.size)
+    width, height = (size if side == short else int(size * side / short) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    return _resize(image, width, height, policy).crop((left, top, left + size, top + size))
+
+
+def _pad(image: Image.Image, policy: ImagePolicy) -> Image.Image:
+    """LLaVA's `expand2square` (haotian-liu/LLaVA, llava/mm_utils.py), then the resize."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), policy.fill)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return _squash(square, policy)
