@@ -137,7 +137,7 @@ def prepare(name: str, root: Path, *, options: Any = None, overwrite: bool = Fal
         _replace(building, folder)
     except OSError as error:
         reason = f"{error.strerror or error}: {error.filename or folder}"
-        raise ConfigError(f"Cannot write {folder} ({reason}). Free space there, or choose another folder with --root-dir.") from error
+        raise ConfigError(f"Cannot write {folder} ({reason}). Make it writable or free space there, or choose another folder with --root-dir.") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return Prepared(folder, manifest, fresh=True)
