@@ -6,7 +6,7 @@ M labelled positions. This file holds no computation beyond what the types thems
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -40,7 +40,8 @@ class Span(NamedTuple):
 class ChatTemplate:
     """How a conversation is written as one string, and which stretches of it are trained.
 
-    The strings are formats: `{content}` is what was said, `{system}` the system text, `{images}` the image placeholders of the turn alone.
+    The strings are formats: `{content}` is what was said, `{system}` the system text, `{images}` the image placeholders of the turn alone,
+    `{bos}` and `{eos}` the tokenizer's own tokens, for templates that serve every family.
     All of `assistant`, its end token included, is trained; nothing else is. A template keeps the space before an answer in `assistant`, never at
     the end of `assistant_start`: BPE tokenizers merge that space into the answer's first token, so a prompt that ends with it would be tokenized
     otherwise than in training.
@@ -55,7 +56,9 @@ class ChatTemplate:
         system: Format of a system turn; empty if the family has none.
         default_system: System text of a conversation that brings none; None for no system turn.
         first_user: Format of the first user turn after a system text, for families that put the system text inside it.
-        stop: Strings that end an answer at inference, beside the tokenizer's EOS token.
+        stop: Tokens that end an answer at inference, beside the tokenizer's EOS token.
+        bos: What `{bos}` stands for.
+        eos: What `{eos}` stands for.
     """
 
     name: str
@@ -68,6 +71,12 @@ class ChatTemplate:
     default_system: str | None = None
     first_user: str | None = None
     stop: tuple[str, ...] = ()
+    bos: str = ""
+    eos: str = ""
+
+    def with_tokens(self, *, bos: str, eos: str) -> "ChatTemplate":
+        """The same template with the tokens of a tokenizer in the places of `{bos}` and `{eos}`."""
+        return replace(self, bos=bos, eos=eos)
 
     def render(self, messages: Sequence[Message]) -> list[Span]:
         """Write a conversation; one that ends with a user turn becomes an inference prompt.
@@ -76,19 +85,20 @@ class ChatTemplate:
             DataFormatError: If roles do not alternate, or a system text comes where this family has no place for it.
         """
         system, turns = self._split_system(messages)
-        spans = [Span(self.start, False)] if self.start else []
+        spans = [Span(self._fill(self.start), False)]
         if system is not None and self.system:
-            spans.append(Span(self.system.format(content=system), False))
+            spans.append(Span(self._fill(self.system, content=system), False))
         for i, message in enumerate(turns):
             expected = ("user", "assistant")[i % 2]
             if message.role != expected:
                 raise DataFormatError(f"Turn {i + 1} of the conversation is by {message.role!r}; roles alternate, so {expected!r} was expected.")
             if message.role == "user":
-                spans += [Span(self._user_turn(message.text, system if i == 0 else None), False), Span(self.assistant_start, False)]
+                user = self._user_turn(message.text, system if i == 0 else None)
+                spans += [Span(user, False), Span(self._fill(self.assistant_start), False)]
             else:
-                spans.append(Span(self.assistant.format(content=message.text), True))
+                spans.append(Span(self._fill(self.assistant, content=message.text), True))
                 if i + 1 < len(turns):
-                    spans.append(Span(self.between, False))
+                    spans.append(Span(self._fill(self.between), False))
         return [span for span in spans if span.text]
 
     def _split_system(self, messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
@@ -101,8 +111,13 @@ class ChatTemplate:
     def _user_turn(self, text: str, system: str | None) -> str:
         images = IMAGE_PLACEHOLDER * text.count(IMAGE_PLACEHOLDER)
         if system is not None and self.first_user is not None:
-            return self.first_user.format(content=text, system=system, images=images)
-        return self.user.format(content=text, images=images)
+            return self._fill(self.first_user, content=text, system=system, images=images)
+        return self._fill(self.user, content=text, images=images)
+
+    def _fill(self, text: str, **values: str) -> str:
+        if "{eos}" in text and not self.eos:
+            raise DataFormatError(f"Chat template {self.name!r} ends answers with the tokenizer's EOS token; give it one with `with_tokens`.")
+        return text.format(bos=self.bos, eos=self.eos, **values)
 
 
 @dataclass(frozen=True)

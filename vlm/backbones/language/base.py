@@ -1,7 +1,7 @@
 """What a language model is before any download (`LanguageSpec`), and the one wrapper of causal language models. Knows no single family.
 
-A family is data: source, architecture, chat template, LoRA targets. The wrapper never resizes the embedding table: image tokens are spliced, padding is
-masked, so both get ids without rows, and the frozen base stays bit-equal to its source.
+A family is data: source, architecture, chat template, LoRA targets. The wrapper never resizes the embedding table: image tokens are spliced and
+padding is masked, so both may have ids without rows, and the frozen base stays bit-equal to its source.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlm.backbones.language import attention
+from vlm.backbones.language.chat_templates import fit_template
 from vlm.backbones.language.lora import LoRAOptions, add_lora
-from vlm.backbones.loading import Load, check_architecture, from_pretrained
-from vlm.errors import CheckpointError
+from vlm.backbones.loading import Load, check_architecture, check_complete, from_pretrained, read_config
+from vlm.errors import CheckpointError, ConfigError
 from vlm.types import IMAGE_PLACEHOLDER, ChatTemplate, Documents
 
 
@@ -26,15 +27,15 @@ class LanguageSpec:
 
     Attributes:
         build: Makes the transformers causal language model; see `Load`.
-        tokenizer: Makes its tokenizer from a source (hub id or folder; None for one that needs no download, where the family has such).
-        source: Hub id, or what else `build` loads by default.
-        template: Chat template of the family's instruction format.
-        architecture: Config values that size the model.
+        tokenizer: Makes its tokenizer from a source; None as the source stands for the default one.
+        source: What `Load.source` is by default: a hub id, a pip package, or None for models that are random by intent.
+        template: Chat template of the family's instruction format; None if the user must name one.
+        architecture: Config values that size the model, `model_type` among them; a loaded model must agree with each.
         width: Width of the embeddings.
         vocab_size: Rows of the embedding table.
         max_length: Context in tokens.
-        num_parameters: Parameters as published.
-        lora_targets: Names of the linear layers that an adapter gets by default.
+        num_parameters: Parameters as published, tied embeddings counted once; None if not known before the download.
+        lora_targets: Names of the linear layers that an adapter gets by default, or `all-linear`.
         license: Licence of the weights.
         paper: Where the model is described.
         aliases: Other names, among them Prismatic's.
@@ -43,16 +44,16 @@ class LanguageSpec:
 
     build: Callable[["LanguageSpec", Load], nn.Module]
     tokenizer: Callable[["LanguageSpec", str | Path | None], Any]
-    source: str
-    template: ChatTemplate
+    source: str | None
+    template: ChatTemplate | None
     width: int
     vocab_size: int
     max_length: int
-    num_parameters: int
+    num_parameters: int | None
     license: str
     paper: str
     architecture: Mapping[str, Any] = field(default_factory=dict)
-    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    lora_targets: tuple[str, ...] | str = ("q_proj", "v_proj")
     aliases: tuple[str, ...] = ()
     package: str = ""
 
@@ -60,22 +61,32 @@ class LanguageSpec:
 class HFCausalLM(nn.Module):
     """A causal language model of transformers over embeddings, with per-document attention."""
 
-    def __init__(self, model: nn.Module, *, tokenizer: Any, template: ChatTemplate, max_length: int, lora: LoRAOptions | None = None):
+    def __init__(self, model: nn.Module, *, tokenizer: Any, template: ChatTemplate, max_length: int, lora: LoRAOptions | None = None) -> None:
         """Wrap a loaded model; its weights are not changed.
 
         Args:
             model: A `...ForCausalLM` of transformers.
-            tokenizer: Its tokenizer; gets the `<image>` token.
-            template: Chat template.
+            tokenizer: Its tokenizer; gets the `<image>` token and, if it has no padding token, its end token as one.
+            template: Chat template; its `{bos}` and `{eos}` become the tokenizer's.
             max_length: Context in tokens.
             lora: Adapter to add, or None.
+
+        Raises:
+            ConfigError: If the attention of this family cannot be kept inside documents, or the template is not for this tokenizer.
         """
         super().__init__()
+        _check_attention(model)
         attention.register()
-        self.model, self.tokenizer, self.template, self.max_length = model, tokenizer, template, max_length
+        model.set_attn_implementation(attention.NAME)
+        self.model, self.max_length = model, max_length
         self.width = model.get_input_embeddings().weight.shape[1]
+        self.tokenizer = tokenizer
         self.tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_PLACEHOLDER]}, replace_extra_special_tokens=False)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
+        self.template = fit_template(template, tokenizer)
+        model.generation_config = _generation_config(tokenizer, self.template)
         if lora is not None:
             add_lora(self.model, lora)
 
@@ -91,8 +102,13 @@ class HFCausalLM(nn.Module):
 
     def forward(self, embeds: Float[Tensor, "B T E"], documents: Documents) -> Float[Tensor, "B T E"]:
         """Final hidden states; each document is seen by itself alone."""
-        self.decoder.config._attn_implementation = attention.NAME
-        out = self.decoder(inputs_embeds=embeds, position_ids=documents.positions, use_cache=False, documents=documents)
+        out = self.decoder(
+            inputs_embeds=embeds,
+            position_ids=documents.positions,
+            attention_mask=attention.stand_in_mask(embeds),
+            use_cache=False,
+            document_pieces=attention.pieces_of(documents),
+        )
         return out.last_hidden_state
 
     def logits(self, hidden: Float[Tensor, "M E"]) -> Float[Tensor, "M V"]:
@@ -100,9 +116,14 @@ class HFCausalLM(nn.Module):
         return self.model.get_output_embeddings()(hidden)
 
     def generate(self, embeds: Float[Tensor, "B T E"], mask: Int[Tensor, "B T"], **settings: Any) -> Int[Tensor, "B new"]:
-        """transformers' own `generate` on spliced, left-padded embeddings; returns the new tokens alone."""
-        self.decoder.config._attn_implementation = "sdpa"
+        """The new tokens alone, by transformers' own `generate` on spliced, left-padded embeddings; greedy unless `settings` say otherwise."""
         return self.model.generate(inputs_embeds=embeds, attention_mask=mask, **settings)
+
+    def step(self, embeds: Float[Tensor, "B new E"], mask: Int[Tensor, "B T"], cache: Any) -> tuple[Float[Tensor, "B new E"], Any]:
+        """Hidden states of further tokens behind a cache (None to begin); `mask` covers the cached tokens too, rows are aligned at their end."""
+        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
+        out = self.decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        return out.last_hidden_state, out.past_key_values
 
     def blocks(self) -> Sequence[nn.Module]:
         """The decoder layers."""
@@ -119,15 +140,20 @@ def build_language(spec: LanguageSpec, load: Load, *, template: ChatTemplate | N
         lora: Adapter to add, or None.
 
     Raises:
-        CheckpointError: If weights or tokenizer cannot be found or are of another model.
+        CheckpointError: If weights or tokenizer cannot be found, are of another model, or do not belong together.
+        ConfigError: If no template is known or the template is not for this tokenizer.
     """
+    template = template or spec.template
+    if template is None:
+        raise ConfigError(f"No chat template is known for {load.source or spec.source}. Name one with --model.template (`vlm list templates`).")
     model = spec.build(spec, load)
     tokenizer = spec.tokenizer(spec, load.source)
-    return HFCausalLM(model, tokenizer=tokenizer, template=template or spec.template, max_length=spec.max_length, lora=lora)
+    _check_tokenizer(tokenizer, model, load.source or spec.source)
+    return HFCausalLM(model, tokenizer=tokenizer, template=template, max_length=spec.max_length, lora=lora)
 
 
 def causal_lm(spec: LanguageSpec, load: Load) -> nn.Module:
-    """Any causal language model that transformers knows, from its config.
+    """Any causal language model that transformers knows, from its config, in evaluation mode.
 
     Raises:
         CheckpointError: If the weights cannot be found, miss a tensor, or are of another size than the spec says.
@@ -135,14 +161,13 @@ def causal_lm(spec: LanguageSpec, load: Load) -> nn.Module:
     import transformers
 
     values = dict(spec.architecture)
+    expected = transformers.AutoConfig.for_model(values["model_type"], **{key: value for key, value in values.items() if key != "model_type"})
     if load.source is None:
-        config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=load.dtype, attn_implementation="sdpa")
+        return transformers.AutoModelForCausalLM.from_config(expected, dtype=load.dtype, attn_implementation="sdpa").eval()
+    # both sides went through the same config class, which fills in defaults and rewrites old spellings
+    check_architecture(read_config(transformers.AutoConfig, load.source), {key: getattr(expected, key) for key in values}, load.source)
     model, info = from_pretrained(transformers.AutoModelForCausalLM, load.source, dtype=load.dtype)
-    check_architecture(model.config, values, load.source)
-    missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-    if missing:
-        raise CheckpointError(f"{load.source} lacks weights of the language model: {missing[:5]}.")
+    check_complete(info, load.source)
     return model
 
 
@@ -156,7 +181,37 @@ def auto_tokenizer(spec: LanguageSpec, source: str | Path | None) -> Any:
 
     source = spec.source if source is None else source
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(source))
+        return transformers.AutoTokenizer.from_pretrained(str(source), local_files_only=Path(str(source)).is_dir())
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(f"No tokenizer at {str(source)!r} ({first}). Name a local folder with --model.language-source.") from error
+
+
+def _generation_config(tokenizer: Any, template: ChatTemplate) -> Any:
+    """Ends and padding alone: published sampling settings would warn in greedy decoding and differ from model to model."""
+    import transformers
+
+    ends = {tokenizer.eos_token_id, *(tokenizer.convert_tokens_to_ids(token) for token in template.stop)}
+    return transformers.GenerationConfig(eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id)
+
+
+def _check_attention(model: nn.Module) -> None:
+    """Refuse families that mix tokens elsewhere than in an attention function that transformers lets us replace."""
+    name = model.config.model_type
+    layers = set(getattr(model.config, "layer_types", None) or ())
+    if not getattr(model, "_supports_attention_backend", False) or not hasattr(model.get_decoder(), "layers"):
+        raise ConfigError(f"Models of type {name!r} do not use transformers' attention interface, so documents in one row could see each other.")
+    if foreign := sorted(layers - {"full_attention", "sliding_attention"}):
+        raise ConfigError(f"Models of type {name!r} have layers of kind {', '.join(foreign)}, whose tokens cannot be kept inside documents.")
+
+
+def _check_tokenizer(tokenizer: Any, model: nn.Module, source: str | Path | None) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    beyond = sorted(token for token, i in tokenizer.get_vocab().items() if i >= rows and token != IMAGE_PLACEHOLDER)
+    if beyond:
+        raise CheckpointError(
+            f"The tokenizer of {source} has {len(beyond)} tokens beyond the model's {rows} embedding rows, {beyond[0]!r} among them: "
+            "tokenizer and weights are of different models."
+        )
+    if tokenizer.eos_token is None:
+        raise CheckpointError(f"The tokenizer of {source} names no end token (eos_token), so answers would never end.")

@@ -1,4 +1,4 @@
-"""Low-rank adapters on a language model through peft, injected in place: module names stay, adapter weights are fp32. Knows no family."""
+"""Low-rank adapters on a language model (Hu et al. 2021, arXiv:2106.09685) through peft, injected in place: module names stay. Knows no family."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,14 @@ from vlm.errors import ConfigError
 
 @dataclass(frozen=True)
 class LoRAOptions:
-    """A resolved adapter setting: `targets` are layer names, `all-linear`, or a regular expression."""
+    """A resolved adapter setting.
+
+    Attributes:
+        rank: Rank of the two matrices, at least 1.
+        alpha: The adapter's output is multiplied by alpha / rank.
+        dropout: Probability of dropping an input element of the adapter.
+        targets: Names of layers (their last words), `all-linear` for all but the head, or a regular expression on whole module names.
+    """
 
     rank: int
     alpha: float
@@ -20,22 +27,21 @@ class LoRAOptions:
 
 
 def add_lora(model: nn.Module, options: LoRAOptions) -> None:
-    """Add an adapter in place; afterwards only the adapter's weights are trainable.
+    """Add an adapter in place; afterwards only the adapter's weights are trainable, and the output is what it was.
 
     Raises:
-        ConfigError: If the targets match no linear layer.
+        ConfigError: If a target matches no linear layer.
     """
     import peft
 
     _check_targets(model, options.targets)
     targets = list(options.targets) if isinstance(options.targets, tuple) else options.targets
     config = peft.LoraConfig(r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets, bias="none")
-    model.requires_grad_(False)
     peft.inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_lora(name))
         if is_lora(name):
-            parameter.data = parameter.data.to(torch.float32)  # fp32: steps of 1e-4 on values of 1e-2 vanish in bf16
-            parameter.requires_grad_(True)
+            parameter.data = parameter.data.to(torch.float32)  # steps of 1e-4 on values of 1e-2 vanish in bf16
 
 
 def is_lora(parameter_name: str) -> bool:
@@ -44,13 +50,13 @@ def is_lora(parameter_name: str) -> bool:
 
 
 def _check_targets(model: nn.Module, targets: tuple[str, ...] | str) -> None:
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if targets == "all-linear":
         return
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if isinstance(targets, tuple):
-        missing = [t for t in targets if not any(name.split(".")[-1] == t for name in linear)]
+        missing = [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in linear)]
     else:
         missing = [] if any(re.fullmatch(targets, name) for name in linear) else [targets]
-    if missing:
-        names = sorted({name.split(".")[-1] for name in linear})
-        raise ConfigError(f"LoRA targets {missing} match no linear layer. Linear layers here: {', '.join(names)}.")
+    if missing or not targets:
+        names = ", ".join(sorted({name.split(".")[-1] for name in linear}))
+        raise ConfigError(f"LoRA targets {', '.join(missing) or '(none)'} match no linear layer. Linear layers of this model: {names}.")
