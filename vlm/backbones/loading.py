@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from vlm.errors import CheckpointError, MissingPackageError
+
+REMEDY = "Name a local folder with --model.vision-source or --model.language-source, or check the network and your login to the hub."
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,40 @@ class Load:
 
 
 def from_pretrained(model_class: Any, source: str | Path, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """`model_class.from_pretrained` with a one-line error for a source that is not there.
+    """`model_class.from_pretrained` and what it says about missing and mismatched tensors; a folder is read without the network.
 
     Raises:
-        CheckpointError: If neither a folder nor the hub has it.
+        CheckpointError: If neither a folder nor the hub has it, or the files cannot be read; in one line.
     """
+    return _read(model_class, source, what="Weights", output_loading_info=True, attn_implementation="sdpa", ignore_mismatched_sizes=True, **options)
+
+
+def read_config(config_class: Any, source: str | Path) -> Any:
+    """`config_class.from_pretrained`: a file of a few kB, so that a wrong model is refused before its weights are fetched.
+
+    Raises:
+        CheckpointError: If neither a folder nor the hub has it, or the file cannot be read; in one line.
+    """
+    return _read(config_class, source, what="The config")
+
+
+def _read(transformers_class: Any, source: str | Path, *, what: str, **options: Any) -> Any:
     try:
-        return model_class.from_pretrained(str(source), output_loading_info=True, attn_implementation="sdpa", **options)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"Weights {str(source)!r} could not be loaded ({first}). Name a local folder with --model.vision-source or --model.language-source, or check the network and your login to the hub."
-        ) from error
+        return transformers_class.from_pretrained(str(source), local_files_only=_is_folder(source), **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(f"{what} of {str(source)!r} could not be loaded ({first}). {REMEDY}") from error
+
+
+def _is_folder(source: str | Path) -> bool:
+    """True for a folder, False for what can only be a hub id (`owner/name`)."""
+    if Path(source).is_dir():
+        return True
+    if isinstance(source, Path) or source.startswith((".", "~", "/")) or source.count("/") > 1:
+        raise CheckpointError(f"There is no folder {str(source)!r}. {REMEDY}")
+    return False
 
 
 def check_architecture(config: Any, expected: Mapping[str, Any], source: str | Path) -> None:
@@ -52,6 +77,22 @@ def check_architecture(config: Any, expected: Mapping[str, Any], source: str | P
     if different:
         listed = ", ".join(f"{key} is {seen}, expected {wanted}" for key, (seen, wanted) in different.items())
         raise CheckpointError(f"{source} is another model than its name says: {listed}.")
+
+
+def check_complete(info: Mapping[str, Any], source: str | Path) -> None:
+    """Refuse weights that would leave a parameter random; `info` is the second value of `from_pretrained`.
+
+    Tensors that the model does not use are accepted: a vision tower taken out of a two-tower checkpoint leaves the text tower's.
+
+    Raises:
+        CheckpointError: With the first tensors that are missing or of another shape.
+    """
+    missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    if missing:
+        raise CheckpointError(f"{source} lacks {len(missing)} tensors of the model, among them {', '.join(missing[:3])}.")
+    if mismatched:
+        key, seen, wanted = mismatched[0]
+        raise CheckpointError(f"{source} has {len(mismatched)} tensors of another shape: {key} is {tuple(seen)}, expected {tuple(wanted)}.")
 
 
 def require(package: str, needed_for: str, *, extra: str | None = None) -> None:

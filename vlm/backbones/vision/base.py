@@ -1,4 +1,4 @@
-"""What a vision backbone is before any download (`VisionSpec`), and the wrapper of the transformers towers. Knows no single family.
+"""What a vision backbone is before any download (`VisionSpec`), normalization, and the wrapper of the transformers towers. Knows no single family.
 
 Patch features follow the LLaVA and Prismatic lineage: the output of an inner layer (the last but one by default), without the final norm and
 without prefix tokens (class token, registers).
@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from vlm.backbones.loading import Load, check_architecture, from_pretrained
-from vlm.errors import CheckpointError, ConfigError
+from vlm.backbones.loading import Load, check_architecture, check_complete, from_pretrained, read_config
+from vlm.errors import ConfigError
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's published preprocessing
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -31,7 +31,8 @@ class VisionSpec:
         width: Width of a patch feature.
         image_size: Side of the square input, in pixels.
         num_patches: Patch features of one tile, prefix tokens not counted.
-        num_parameters: Parameters of the tower as published.
+        num_parameters: Parameters of the tower: with its pooling head, without projection into a joint space and without classifier.
+        pooled_width: Width of the pooled vector, where it is not `width`.
         mean: Channel means that are subtracted, of values in 0 to 1.
         std: Channel deviations that are divided by.
         resample: PIL filter of the resize in the original preprocessing.
@@ -51,6 +52,7 @@ class VisionSpec:
     num_parameters: int
     license: str
     paper: str
+    pooled_width: int | None = None
     architecture: Mapping[str, Any] = field(default_factory=dict)
     mean: tuple[float, float, float] = HALF
     std: tuple[float, float, float] = HALF
@@ -68,20 +70,55 @@ class VisionSpec:
 
 
 class Normalize(nn.Module):
-    """uint8 pixels to normalized floats, computed in fp32 whatever the type of the tower."""
+    """uint8 tiles to normalized floats, in fp32 whatever the type of the tower.
 
+    Bit-equal to transformers' PIL image processors. Every constant is a tensor on the device of the pixels, 255 too: CUDA computes a division by a
+    Python number as a product with its rounded reciprocal, which differs in the last bit for half of the 256 values.
+    """
+
+    scale: Tensor
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        """Keep the channel statistics, given for values in 0 to 1."""
+    def __init__(self, spec: VisionSpec):
+        """Keep the statistics and the tile size of a spec."""
         super().__init__()
-        self.statistics = tuple(mean), tuple(std)
+        self.image_size = spec.image_size
+        self._constants = {"scale": (255.0, 255.0, 255.0), "mean": spec.mean, "std": spec.std}
+        for name, values in self._constants.items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Normalize":
+        """Follow the tower to another device; `.to(bfloat16)` must not round the constants, `.to_empty` must not lose them."""
+        super()._apply(fn, recurse)
+        for name, values in self._constants.items():
+            device = getattr(self, name).device
+            setattr(self, name, torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1))
+        return self
 
     def forward(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
-        """`(pixels / 255 - mean) / std`, with the roundings of transformers' PIL image processors."""
-        mean, std = (torch.tensor(values, dtype=torch.float32, device=pixels.device).view(3, 1, 1) for values in self.statistics)
-        return (pixels.float() * (1 / 255) - mean) / std
+        """`(pixels / 255 - mean) / std`.
+
+        Raises:
+            ConfigError: If the tiles are of another size than the backbone takes.
+        """
+        height, width = pixels.shape[-2:]
+        if (height, width) != (self.image_size, self.image_size):
+            raise ConfigError(
+                f"The vision backbone takes tiles of {self.image_size}x{self.image_size} pixels, got {height}x{width}. Prepare the images with its image_size."
+            )
+        return (pixels.float() / self.scale - self.mean) / self.std
+
+
+def position_of_layer(feature_layer: int, *, depth: int, source: str) -> int:
+    """Index into the hidden states from 0 (the embeddings) to `depth` (the last layer); negative ones count from the end.
+
+    Raises:
+        ConfigError: If the tower has no such layer.
+    """
+    if not -depth - 1 <= feature_layer <= depth:
+        raise ConfigError(f"feature_layer {feature_layer} is outside of the {depth} layers of {source}; use {-depth - 1} to {depth}.")
+    return feature_layer % (depth + 1)
 
 
 class TransformersVision(nn.Module):
@@ -92,10 +129,11 @@ class TransformersVision(nn.Module):
         model: nn.Module,
         *,
         spec: VisionSpec,
-        feature_layer: int,
-        layers: Sequence[nn.Module],
+        feature_layer: int | None,
+        layers: str,
+        pre_norm: str = "",
         num_prefix_tokens: int = 0,
-        pre_norm: nn.Module | None = None,
+        pools_class_token: bool = False,
         layer_arguments: Mapping[str, Any] | None = None,
     ):
         """Wrap a tower.
@@ -103,70 +141,69 @@ class TransformersVision(nn.Module):
         Args:
             model: The transformers model, with `embeddings`.
             spec: Its spec.
-            feature_layer: Layer whose output the connector sees, as an index into the hidden states: 0 the embeddings, -1 the last layer.
-            layers: The transformer layers of `model`, in order.
+            feature_layer: Layer whose output the connector sees, as an index into the hidden states: 0 the embeddings, -1 the last layer;
+                None for the spec's own.
+            layers: Path of the transformer layers in `model`. A path, not the modules: what wraps a layer later puts its own module there.
+            pre_norm: Path of a norm between embeddings and layers, as CLIP has; empty for none.
             num_prefix_tokens: Tokens before the patches.
-            pre_norm: A norm of `model` between embeddings and layers, as CLIP has.
+            pools_class_token: Pool the class token after the last norm, for models that have no pooled output of their own.
             layer_arguments: Keyword arguments that every layer call needs.
 
         Raises:
             ConfigError: If the tower has no such layer.
         """
         super().__init__()
-        depth = len(layers)
-        if not -depth - 1 <= feature_layer <= depth:
-            raise ConfigError(f"feature_layer {feature_layer} is outside of the {depth} layers of the vision backbone from {spec.source}.")
         self.model = model
-        self.normalize = Normalize(spec.mean, spec.std)
+        self.normalize = Normalize(spec)
         self.width, self.image_size, self.num_patches = spec.width, spec.image_size, spec.num_patches
-        self._num_layers_used = feature_layer if feature_layer >= 0 else depth + 1 + feature_layer
-        self._layers, self._pre_norm = tuple(layers), (pre_norm,)  # tuples: the modules are registered once, under `model`
-        self._num_prefix_tokens, self._layer_arguments = num_prefix_tokens, dict(layer_arguments or {})
+        self.pooled_width = spec.pooled_width or spec.width
+        self._layers, self._pre_norm, self._layer_arguments = layers, pre_norm, dict(layer_arguments or {})
+        self._num_prefix_tokens, self._pools_class_token = num_prefix_tokens, pools_class_token
+        feature_layer = spec.feature_layer if feature_layer is None else feature_layer
+        self._num_layers_used = position_of_layer(feature_layer, depth=len(self.blocks()), source=spec.source)
 
     def forward(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N P D"]:
         """Patch features of the chosen layer; later layers are not run."""
-        hidden = self._embed(pixels)
-        for layer in self._layers[: self._num_layers_used]:
+        hidden = self.model.embeddings(self._normalized(pixels))
+        if self._pre_norm:
+            hidden = self.model.get_submodule(self._pre_norm)(hidden)
+        for layer in self.blocks()[: self._num_layers_used]:
             hidden = layer(hidden, **self._layer_arguments)
-        return hidden[:, self._num_prefix_tokens :]
-
-    def _embed(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N P D"]:
-        weight = next(self.model.parameters())
-        hidden = self.model.embeddings(self.normalize(pixels).to(weight.dtype))
-        (pre_norm,) = self._pre_norm
-        return hidden if pre_norm is None else pre_norm(hidden)
+        # contiguous: F.linear on a bf16 slice is some 60 times slower on CPU
+        return hidden[:, self._num_prefix_tokens :].contiguous()
 
     def pooled(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
-        """The tower's own pooled vector: CLIP's and DINOv2's class token after the last norm, SigLIP's attention pooling."""
-        weight = next(self.model.parameters())
-        return self.model(self.normalize(pixels).to(weight.dtype)).pooler_output
+        """The tower's own pooled vector: the class token after the last norm (CLIP, DINOv2, ViT), or SigLIP's attention pooling."""
+        output = self.model(self._normalized(pixels))
+        return output.last_hidden_state[:, 0] if self._pools_class_token else output.pooler_output
 
     def blocks(self) -> Sequence[nn.Module]:
         """The transformer layers."""
-        return self._layers
+        return tuple(self.model.get_submodule(self._layers))
+
+    def _normalized(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
+        return self.normalize(pixels).to(next(self.model.parameters()).dtype)
 
 
-def load_transformers(class_name: str, config_name: str, spec: VisionSpec, load: Load) -> nn.Module:
+def load_transformers(class_name: str, config_name: str, spec: VisionSpec, load: Load, **model_arguments: Any) -> nn.Module:
     """A transformers vision model: random from the spec's architecture, or with weights whose config agrees with it.
 
     Args:
         class_name: Model class in transformers.
         config_name: Its config class.
         spec: The spec.
-        load: Source and type of the weights.
+        load: Source and type of the weights; a folder or hub id of the vision model, or of a two-tower model that contains it.
+        model_arguments: Arguments of the model class beside the config.
 
     Raises:
         CheckpointError: If the weights cannot be found, miss a tensor, or are of another size than the spec says.
     """
     import transformers
 
-    config = getattr(transformers, config_name)(**spec.architecture)
-    model_class = getattr(transformers, class_name)
+    config_class, model_class = getattr(transformers, config_name), getattr(transformers, class_name)
     if load.source is None:
-        return model_class._from_config(config, dtype=load.dtype, attn_implementation="sdpa")
-    model, info = from_pretrained(model_class, load.source, dtype=load.dtype)
-    check_architecture(model.config, spec.architecture, load.source)
-    # A vision model taken out of a two-tower checkpoint leaves the text tower's tensors unused; a missing tensor would be random.
-    if info["missing_keys"] or info["mismatched_keys"]:
-        raise CheckpointError(f"{load.source} lacks weights of {class_name}: {sorted(map(str, [*info['missing_keys'], *info['mismatched_keys']]))[:5]}.")
+        return model_class(config_class(**spec.architecture, attn_implementation="sdpa"), **model_arguments).to(load.dtype)
+    check_architecture(read_config(config_class, load.source), spec.architecture, load.source)
+    model, info = from_pretrained(model_class, load.source, dtype=load.dtype, **model_arguments)
+    check_complete(info, load.source)
     return model

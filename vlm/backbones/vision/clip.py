@@ -1,0 +1,55 @@
+"""CLIP image encoders (Radford et al. 2021, arXiv:2103.00020) through transformers, with the activation they were trained with, quick GELU."""
+
+from torch import nn
+
+from vlm.backbones.loading import Load
+from vlm.backbones.vision.base import OPENAI_MEAN, OPENAI_STD, TransformersVision, VisionSpec, load_transformers
+
+BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 16}
+LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14}
+
+
+def clip(spec: VisionSpec, load: Load) -> TransformersVision:
+    """A CLIP image tower; the class token comes before the patches."""
+    model = load_transformers("CLIPVisionModel", "CLIPVisionConfig", spec, load)
+    return TransformersVision(
+        model,
+        spec=spec,
+        feature_layer=load.feature_layer,
+        layers="encoder.layers",
+        pre_norm="pre_layrnorm",
+        num_prefix_tokens=1,
+        layer_arguments={"attention_mask": None},
+    )
+
+
+def clip_with_gelu(spec: VisionSpec, load: Load) -> TransformersVision:
+    """CLIP's weights under exact GELU, which they were not trained with: what Prismatic computed inside its dinoclip backbone."""
+    tower = clip(spec, load)
+    for layer in tower.blocks():
+        layer.mlp.activation_fn = nn.GELU()
+    return tower
+
+
+def _spec(size: dict[str, int], *, source: str, image_size: int, num_parameters: int, alias: str) -> VisionSpec:
+    return VisionSpec(
+        build=clip,
+        source=source,
+        architecture=size | {"image_size": image_size, "hidden_act": "quick_gelu"},
+        width=size["hidden_size"],
+        image_size=image_size,
+        num_patches=(image_size // size["patch_size"]) ** 2,
+        num_parameters=num_parameters,
+        mean=OPENAI_MEAN,
+        std=OPENAI_STD,
+        license="MIT",
+        paper="arXiv:2103.00020",
+        aliases=(alias,),
+    )
+
+
+SPECS = {
+    "clip-b16-224": _spec(BASE, source="openai/clip-vit-base-patch16", image_size=224, num_parameters=85_799_424, alias="clip-vit-b"),
+    "clip-l14-224": _spec(LARGE, source="openai/clip-vit-large-patch14", image_size=224, num_parameters=303_179_776, alias="clip-vit-l"),
+    "clip-l14-336": _spec(LARGE, source="openai/clip-vit-large-patch14-336", image_size=336, num_parameters=303_507_456, alias="clip-vit-l-336px"),
+}
