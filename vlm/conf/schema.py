@@ -233,3 +233,7 @@ class BatchPlan:
                 f"Nearest that fit: --stage.global-batch-size {' or '.join(map(str, fits))}{other}."
             )
         return cls(world=world, per_device=stage.per_device_batch_size, accumulation=size // unit)
+
+    def steps(self, num_samples: int) -> int:
+        """Steps that cover a number of samples."""
+        return -(-num_samples // (self.world * self.per_device * self.accumulation))

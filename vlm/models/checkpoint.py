@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vlm.backbones.language.lora import is_lora
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.conf.serialize import from_dict, to_dict
+from vlm.distributed.launch import choose_device, choose_precision
 from vlm.errors import CheckpointError, ConfigError
 from vlm.models.build import build
 from vlm.models.vision_language import PARTS, VisionLanguageModel
@@ -131,6 +132,25 @@ def load(folder: Path, *, precision: str, sources: dict[str, str] | None = None)
     check_fingerprints(model, manifest, folder)
     load_trained(model, folder)
     return model
+
+
+def open_model(name: str | Path, *, device: str = "auto", precision: str = "auto", run_root: Path = Path("runs"), **sources: str) -> VisionLanguageModel:
+    """A trained model, ready to be asked; also `vlm.load`.
+
+    Args:
+        name: A checkpoint folder, a run folder, or a unique prefix of a run's name.
+        device: auto, cuda, mps or cpu.
+        precision: fp32, bf16-mixed, bf16 or auto; see TrainConfig.precision.
+        run_root: Where a prefix is looked up.
+        sources: `vision_source`, `language_source`: other folders for the towers.
+
+    Raises:
+        ConfigError: If no or more than one run answers to the name, or the device does not exist.
+        CheckpointError: If weights are missing or not those that the checkpoint was trained with.
+    """
+    place = torch.device(choose_device(device))
+    folder = find_checkpoint(name, run_root=run_root)
+    return load(folder, precision=choose_precision(precision, place), sources=sources).to(place)
 
 
 def check_fingerprints(model: VisionLanguageModel, manifest: Manifest, folder: Path) -> None:

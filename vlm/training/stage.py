@@ -25,6 +25,7 @@ from vlm.types import ChatBatch, World
 
 log = logging.getLogger(__name__)
 
+ONE_AT_A_TIME = BatchPlan(world=1, per_device=16, accumulation=1)  # of reading data outside of training
 WARM_START_SAMPLES = 2_048
 
 
@@ -63,7 +64,8 @@ def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path
         log.info(describe(model))
     wait_for_all(world)
     if config.model.connector_init == "ridge" and config.init_from is None:
-        warm_start(model, make_loader(_examples(config, model, samples), plan=_single(plan), seed=config.seed, num_steps=WARM_START_STEPS))
+        some = min(len(samples), WARM_START_SAMPLES)
+        warm_start(model, make_loader(_examples(config, model, samples), plan=ONE_AT_A_TIME, seed=config.seed, num_steps=ONE_AT_A_TIME.steps(some)))
     batches = make_loader(_examples(config, model, samples), plan=plan, rank=world.rank, seed=config.seed, num_steps=num_steps, num_workers=config.stage.num_workers)
     with Trackers(_trackers(config, num_steps) if world.is_main else []) as trackers:
         hooks = _hooks(config, model, held_out, validation, trackers, world=world, num_steps=num_steps)
@@ -140,7 +142,7 @@ def _hooks(
             return
         if held_out is not None and is_due(step, tracking.sample_every, num_steps):
             count = min(tracking.num_samples, len(held_out))
-            batches = make_loader(_examples(config, model, held_out), plan=VALIDATION_PLAN, seed=0, num_steps=-(-count // VALIDATION_PLAN.per_device))
+            batches = make_loader(_examples(config, model, held_out), plan=ONE_AT_A_TIME, seed=config.seed, num_steps=ONE_AT_A_TIME.steps(count))
             trackers.log(step, {"validation_loss": validation.loss(model, batches)})
             trackers.show(step, validation.look(model, [held_out[i] for i in range(count)]))
         if is_due(step, config.checkpoint_every, num_steps):

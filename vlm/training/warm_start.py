@@ -16,13 +16,12 @@ log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def warm_start(model: VisionLanguageModel, batches: Iterable[ChatBatch], *, num_samples: int) -> float:
-    """Fit the connector's last layer on the first samples that show exactly one tile, one sample a row.
+def warm_start(model: VisionLanguageModel, batches: Iterable[ChatBatch]) -> float:
+    """Fit the connector's last layer on batches in which every sample shows exactly one tile.
 
     Args:
         model: The model whose connector is fitted, in place.
         batches: Training data, one conversation a row.
-        num_samples: Samples to use.
 
     Returns:
         Share of the variance of the mean answer embeddings that the fit explains.
@@ -38,8 +37,6 @@ def warm_start(model: VisionLanguageModel, batches: Iterable[ChatBatch], *, num_
             features.append(model.vision(batch.pixels.to(model.device)).float().cpu())
             targets.append(mean_answer_embedding(model, batch, special))
             seen += batch.num_samples
-        if seen >= num_samples:
-            break
     if not features:
         raise ConfigError("connector_init ridge found no batch in which every sample has exactly one image tile. Use --model.connector-init random.")
     weight = next(model.connector.parameters())

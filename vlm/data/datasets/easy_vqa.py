@@ -151,7 +151,7 @@ SPECS = {
     ),
     "easy-vqa-questions": _spec(
         prepare=partial(_prepare, _questions),
-        splits=("test",),
+        splits=("train", "test"),
         description="colored shapes: one question a row, with its type (color, shape, yes_no), for evaluation",
     ),
 }
