@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -219,7 +219,7 @@ class _Result:
 
     value: ChatBatch | str
 
-    def pin_memory(self) -> Self:
+    def pin_memory(self) -> "_Result":
         """Called by torch's pinning thread."""
         if isinstance(self.value, str):
             return self

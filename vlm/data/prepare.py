@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from vlm.data.datasets import DATASETS
 from vlm.data.datasets.base import Conversation, DatasetSpec, Dropped, Source
@@ -69,7 +69,7 @@ class Manifest:
         (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path) -> "Manifest":
         """The manifest of a prepared folder.
 
         Raises:
@@ -137,7 +137,9 @@ def prepare(name: str, root: Path, *, options: Any = None, overwrite: bool = Fal
         _replace(building, folder)
     except OSError as error:
         reason = f"{error.strerror or error}: {error.filename or folder}"
-        raise ConfigError(f"Cannot write {folder} ({reason}). Make it writable or free space there, or choose another folder with --root-dir.") from error
+        raise ConfigError(
+            f"Cannot write {folder} ({reason}). Make it writable or free space there, or choose another folder with --root-dir."
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return Prepared(folder, manifest, fresh=True)

@@ -149,5 +149,7 @@ def _mapped(path: Path, salt: str, write: Callable[[Path], None]) -> Any:
     try:
         folder = converted(f"samples-{key}", lambda building: write(building / "rows.arrow"))
     except OSError as error:
-        raise ConfigError(f"Cannot write to {cache_dir()} ({error}). Make it writable or free space there, or set VLM_CACHE to another folder.") from error
+        raise ConfigError(
+            f"Cannot write to {cache_dir()} ({error}). Make it writable or free space there, or set VLM_CACHE to another folder."
+        ) from error
     return datasets.Dataset.from_file(str(folder / "rows.arrow"))
