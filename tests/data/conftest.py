@@ -58,6 +58,14 @@ def tokenizer(request: pytest.FixtureRequest):
 
 
 @pytest.fixture
+def bare_tokenizer():
+    """The byte-level one, without `<image>`."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=byte_level())
+
+
+@pytest.fixture
 def picture(tmp_path: Path) -> Path:
     path = tmp_path / "picture.png"
     Image.linear_gradient("L").resize((20, 10)).convert("RGB").save(path)

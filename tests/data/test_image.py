@@ -1,0 +1,150 @@
+"""Bit equality with transformers' PIL processors, and with LLaVA's own padding, restated here from llava/mm_utils.py."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vlm.data.image import load_image, to_tiles
+from vlm.errors import DataFormatError
+from vlm.types import ImageLayout, ImagePolicy
+
+SIZES = [(40, 40), (61, 37), (37, 61), (20, 33), (32, 15)]  # width, height
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def processed(processor, image: Image.Image) -> torch.Tensor:
+    return torch.as_tensor(processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_squash_is_siglip_of_transformers(size: tuple[int, int]):
+    from transformers import SiglipImageProcessorPil
+
+    tiles, layout = to_tiles(noise(*size), ImagePolicy(size=32, mode="squash"))
+    assert torch.equal(tiles, processed(SiglipImageProcessorPil(size={"height": 32, "width": 32}), noise(*size)).to(torch.uint8))
+    assert layout == ImageLayout(grid=(1, 1), size=(size[1], size[0]))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("side", [32, 33])
+def test_crop_is_clip_of_transformers(size: tuple[int, int], side: int):
+    from transformers import CLIPImageProcessorPil
+
+    processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    tiles, _ = to_tiles(noise(*size), ImagePolicy(size=side, mode="crop"))
+    assert torch.equal(tiles, processed(processor, noise(*size)).to(torch.uint8))
+
+
+def expand2square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+    width, height = image.size
+    if width == height:
+        return image
+    if width > height:
+        result = Image.new(image.mode, (width, width), color)
+        result.paste(image, (0, (width - height) // 2))
+        return result
+    result = Image.new(image.mode, (height, height), color)
+    result.paste(image, ((height - width) // 2, 0))
+    return result
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pad_is_llava(size: tuple[int, int]):
+    from transformers import CLIPImageProcessorPil
+
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    tiles, _ = to_tiles(noise(*size), ImagePolicy(size=32, mode="pad", fill=(122, 116, 104)))
+    assert torch.equal(tiles, processed(processor, expand2square(noise(*size), (122, 116, 104))).to(torch.uint8))
+
+
+def test_resample_filter_is_the_policys():
+    tiles, _ = to_tiles(noise(40, 40), ImagePolicy(size=32, resample="nearest"))
+    assert torch.equal(tiles[0], torch.from_numpy(np.array(noise(40, 40).resize((32, 32), Image.Resampling.NEAREST))).permute(2, 0, 1))
+
+
+def saved(tmp_path: Path, image: Image.Image, name: str = "x.png", **options) -> Path:
+    image.save(tmp_path / name, **options)
+    return tmp_path / name
+
+
+def test_exif_orientation_is_applied(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the stored left column is the top row
+    image = load_image(saved(tmp_path, noise(4, 2), exif=exif))
+    assert image.size == (2, 4)
+    assert np.array_equal(np.array(image), np.rot90(np.array(noise(4, 2)), k=-1))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_parts_become_white(tmp_path: Path, mode: str):
+    image = Image.new(mode, (2, 1), 0)
+    image.putpixel((1, 0), (0, 0, 0, 255) if mode == "RGBA" else (0, 255))
+    assert np.array(load_image(saved(tmp_path, image))).tolist() == [[[255] * 3, [0] * 3]]
+
+
+def test_transparent_palette_color_becomes_white(tmp_path: Path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    assert np.array(load_image(saved(tmp_path, image, transparency=0))).tolist() == [[[255] * 3, [40, 50, 60]]]
+    assert np.array(load_image(saved(tmp_path, image, "y.png", transparency=b"\x00\xff"))).tolist() == [[[255] * 3, [40, 50, 60]]]
+    assert np.array(load_image(saved(tmp_path, image, "z.png"))).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+
+
+def test_sixteen_bit_gray_is_scaled(tmp_path: Path):
+    gray = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
+    for name in ("x.png", "x.tiff"):
+        assert np.array(load_image(saved(tmp_path, Image.fromarray(gray), name)))[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_cmyk_gray_and_one_bit_pictures_become_rgb(tmp_path: Path):
+    for mode, color, name in (("CMYK", (0, 255, 255, 0), "x.tiff"), ("L", 7, "x.png"), ("1", 1, "y.png")):
+        expected = {"CMYK": [255, 0, 0], "L": [7] * 3, "1": [255] * 3}[mode]
+        assert np.array(load_image(saved(tmp_path, Image.new(mode, (1, 1), color), name))).tolist() == [[expected]]
+
+
+def test_floating_point_pictures_are_refused_with_their_path(tmp_path: Path):
+    with pytest.raises(DataFormatError, match=r"x\.tiff cannot be read: .*floating-point"):
+        load_image(saved(tmp_path, Image.new("F", (1, 1)), "x.tiff"))
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.gif", "x.webp", "x.bmp"])
+def test_cut_and_broken_files_are_named(tmp_path: Path, name: str):
+    path = saved(tmp_path, noise(64, 64), name)
+    whole = path.read_bytes()
+    for broken in (whole[: len(whole) // 2], whole[:3], b"", b"no picture at all"):
+        path.write_bytes(broken)
+        with pytest.raises(DataFormatError, match=rf"{name} cannot be read: .*Replace the file") as caught:
+            load_image(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_damaged_chunk_is_named(tmp_path: Path):
+    path = saved(tmp_path, noise(64, 64))
+    data = bytearray(path.read_bytes())
+    data[200:260] = bytes(60)
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataFormatError, match=r"x\.png cannot be read"):
+        load_image(path)
+
+
+def test_missing_file_and_folder_are_named(tmp_path: Path):
+    with pytest.raises(DataFormatError, match=r"no image file .*gone\.png"):
+        load_image(tmp_path / "gone.png")
+    with pytest.raises(DataFormatError, match="cannot be read"):
+        load_image(tmp_path)
+
+
+def test_picture_too_large_to_be_true_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    path = saved(tmp_path, noise(64, 64))
+    with warnings.catch_warnings(), pytest.raises(DataFormatError, match=r"x\.png cannot be read: .*pixels"):
+        warnings.simplefilter("ignore")
+        load_image(path)
