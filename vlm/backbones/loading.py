@@ -1,6 +1,8 @@
 """Loading of towers from the hub, from a folder or at random, with errors that say what to do. Knows no family."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,13 +50,44 @@ def read_config(config_class: Any, source: str | Path) -> Any:
 
 
 def _read(transformers_class: Any, source: str | Path, *, what: str, **options: Any) -> Any:
+    from huggingface_hub.errors import StrictDataclassError  # a config whose values contradict each other
+
+    local = _is_folder(source)
     try:
-        return transformers_class.from_pretrained(str(source), local_files_only=_is_folder(source), **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"{what} of {str(source)!r} could not be loaded ({first}). {REMEDY}") from error
+        with _quiet(local), _without_load_report():
+            return transformers_class.from_pretrained(str(source), local_files_only=local, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise CheckpointError(f"{what} of {str(source)!r} could not be loaded ({' '.join(str(error).split())[:300]}). {REMEDY}") from error
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Mute transformers' table of unused tensors: hundreds of lines for one tower of two, and what is missing is checked by our callers."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
+@contextmanager
+def _quiet(local: bool) -> Iterator[None]:
+    """No progress bar for files that are here already; downloads keep theirs."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    if local:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if local and was_on:
+            logging.enable_progress_bar()
 
 
 def _is_folder(source: str | Path) -> bool:

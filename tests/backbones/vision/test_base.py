@@ -1,4 +1,5 @@
 import json
+import logging
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -190,6 +191,23 @@ def test_config_of_another_width_is_refused_with_both_values(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 24}))
     with pytest.raises(CheckpointError, match="hidden_size is 24, expected 16"):
         SPECS["tiny-siglip"].build(SPECS["tiny-siglip"], Load(source=tmp_path))
+
+
+def test_config_that_contradicts_itself_is_one_line_with_a_remedy(tmp_path: Path):
+    saved("tiny-siglip", tmp_path, "vision only")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
+    with pytest.raises(CheckpointError, match=r"hidden_size.*--model.vision-source") as error:
+        SPECS["tiny-siglip"].build(SPECS["tiny-siglip"], Load(source=tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_text_tower_that_is_left_over_is_not_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    saved("tiny-clip", tmp_path, "two towers")
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # to caplog
+    caplog.clear()
+    SPECS["tiny-clip"].build(SPECS["tiny-clip"], Load(source=tmp_path))
+    assert "UNEXPECTED" not in caplog.text
 
 
 def test_wrong_model_is_refused_before_its_weights_are_read(tmp_path: Path):

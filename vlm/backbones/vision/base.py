@@ -153,7 +153,7 @@ class TransformersVision(nn.Module):
             ConfigError: If the tower has no such layer.
         """
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.normalize = Normalize(spec)
         self.width, self.image_size, self.num_patches = spec.width, spec.image_size, spec.num_patches
         self.pooled_width = spec.pooled_width or spec.width

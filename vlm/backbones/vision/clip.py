@@ -26,7 +26,7 @@ def clip(spec: VisionSpec, load: Load) -> TransformersVision:
 def clip_with_gelu(spec: VisionSpec, load: Load) -> TransformersVision:
     """CLIP's weights under exact GELU, which they were not trained with: what Prismatic computed inside its dinoclip backbone."""
     tower = clip(spec, load)
-    for layer in tower.blocks():
+    for layer in tower.model.encoder.layers:
         layer.mlp.activation_fn = nn.GELU()
     return tower
 

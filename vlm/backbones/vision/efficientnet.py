@@ -50,13 +50,13 @@ STAGES = (
 class SameConv2d(nn.Conv2d):
     """A convolution with TensorFlow's SAME padding: output side ceil(side / stride), the odd pixel of padding on the right and below."""
 
-    def forward(self, hidden: Float[Tensor, "N C H W"]) -> Float[Tensor, "N D h w"]:
+    def forward(self, input: Float[Tensor, "N C H W"]) -> Float[Tensor, "N D h w"]:
         """Pad, then convolve."""
         bottom, right = (
             max((-(-side // stride) - 1) * stride + kernel - side, 0)
-            for side, stride, kernel in zip(hidden.shape[-2:], self.stride, self.kernel_size, strict=True)
+            for side, stride, kernel in zip(input.shape[-2:], self.stride, self.kernel_size, strict=True)
         )
-        return super().forward(F.pad(hidden, (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2)))
+        return super().forward(F.pad(input, (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2)))
 
 
 def _conv(width_in: int, width_out: int, kernel: int = 1, *, stride: int = 1, groups: int = 1, activation: bool = True) -> nn.Sequential:

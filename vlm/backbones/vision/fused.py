@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -25,10 +26,10 @@ from vlm.errors import ConfigError
 class FusedVision(nn.Module):
     """Towers side by side; patch i of the result is patch i of every tower."""
 
-    def __init__(self, towers: Sequence[nn.Module]):
+    def __init__(self, towers: Sequence[Any]):
         """Join towers of equal tile size and patch count."""
         super().__init__()
-        self.towers = nn.ModuleList(towers)
+        self.towers: Any = nn.ModuleList(towers)
         self.width, self.pooled_width = sum(tower.width for tower in towers), sum(tower.pooled_width for tower in towers)
         self.image_size, self.num_patches = towers[0].image_size, towers[0].num_patches
 

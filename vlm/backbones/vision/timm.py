@@ -25,7 +25,7 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # what timm's folders
 class Skeleton(NamedTuple):
     """A timm model without memory, and the place of its features."""
 
-    model: nn.Module
+    model: Any
     position: int
     image_size: int
 
@@ -128,8 +128,8 @@ def timm_spec(name: str) -> VisionSpec:
         image_size=skeleton.image_size,
         num_patches=num_patches,
         num_parameters=sum(parameter.numel() for parameter in skeleton.model.parameters()),
-        mean=tuple(cfg["mean"]),
-        std=tuple(cfg["std"]),
+        mean=cfg["mean"],
+        std=cfg["std"],
         resample="bilinear" if cfg["interpolation"] == "bilinear" else "bicubic",
         feature_layer=skeleton.position,
         license=cfg.get("license") or f"see https://huggingface.co/timm/{name}",
@@ -161,13 +161,13 @@ def _skeleton(name: str, feature_layer: int | None) -> Skeleton:
     return Skeleton(model, position, height)
 
 
-def _feature_info(model: nn.Module) -> list[dict[str, Any]]:
+def _feature_info(model: Any) -> list[dict[str, Any]]:
     if not hasattr(model, "forward_intermediates"):
         raise ConfigError(f"timm's {type(model).__name__} offers no inner features (forward_intermediates); choose another model.")
     return list(model.feature_info)
 
 
-def _features(model: nn.Module, images: Float[Tensor, "N 3 H W"], position: int) -> Float[Tensor, "N P D"]:
+def _features(model: Any, images: Float[Tensor, "N 3 H W"], position: int) -> Float[Tensor, "N P D"]:
     (features,) = model.forward_intermediates(images, indices=[position - 1], norm=False, stop_early=True, output_fmt="NCHW", intermediates_only=True)
     return features.flatten(2).transpose(1, 2).contiguous()
 
