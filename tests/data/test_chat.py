@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlm.data.chat import encode_chat
+from vlm.data.chat import check_template, encode_chat
 from vlm.errors import ConfigError, DataFormatError
 from vlm.types import IGNORE_INDEX, ChatTemplate, Message
 
@@ -135,3 +135,15 @@ def test_tokens_of_one_character_share_its_label(tokenizer):
     trained = encoded.ids[encoded.labels != IGNORE_INDEX].tolist()
     pieces = [token for token in plain_ids(tokenizer, "🙂")][-4:]
     assert len(pieces) == 4 and trained[-5:-1] == pieces
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
+def test_templates_that_fit_pass_the_check(tokenizer, template: ChatTemplate):
+    check_template(template, tokenizer)
+
+
+def test_prompt_that_is_tokenized_otherwise_without_its_answer_is_refused(bare_tokenizer):
+    # GPT-2's pattern leaves the last white space to the word: two line breaks are one token at the end of a text, and two before a word
+    blank_line = ChatTemplate(name="blank-line", user="{content}", assistant_start="\n\n", assistant="{content}</s>")
+    with pytest.raises(ConfigError, match="'blank-line' does not fit the tokenizer: a prompt ends with"):
+        check_template(blank_line, bare_tokenizer)

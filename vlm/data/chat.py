@@ -58,6 +58,26 @@ def encode_chat(
     return Encoded(ids=torch.from_numpy(ids.repeat(repeats)), labels=torch.from_numpy(labels.repeat(repeats)))
 
 
+def check_template(template: ChatTemplate, tokenizer: Any) -> None:
+    """Make sure that prompts have the tokens in use that they had in training, on a conversation of plain words.
+
+    Raises:
+        ConfigError: If a prompt's tokens are not the first tokens of prompt and answer, or a token crosses the border of an answer.
+    """
+    talk = [Message(role, word) for role, word in (("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four"))]
+    for turns in (1, 3):
+        prompt, whole = (
+            encode_chat(talk[:end], template=template, tokenizer=tokenizer, image_token_id=-1, tokens_per_image=()).ids.tolist()
+            for end in (turns, turns + 1)
+        )
+        if whole[: len(prompt)] != prompt:
+            last = tokenizer.convert_ids_to_tokens(prompt)[-3:], tokenizer.convert_ids_to_tokens(whole[: len(prompt)])[-3:]
+            raise ConfigError(
+                f"Chat template {template.name!r} does not fit the tokenizer: a prompt ends with the tokens {last[0]}, which are {last[1]} when the "
+                "answer follows, so the trained model would see other prompts than in training. Choose another template (`vlm list templates`)."
+            )
+
+
 def _tokenize(text: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigError(

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from vlm.conf.schema import BatchPlan
-from vlm.data.chat import encode_chat
+from vlm.data.chat import check_template, encode_chat
 from vlm.data.collate import Example, collate
 from vlm.data.image import load_image, to_tiles
 from vlm.data.sample import Sample
@@ -46,7 +46,11 @@ class ChatExamples:
             policy: How pictures become tiles.
             tokens_per_image: Image tokens of a picture, from its layout.
             max_length: Longest conversation in tokens, image tokens included.
+
+        Raises:
+            ConfigError: If template and tokenizer do not fit.
         """
+        check_template(template, tokenizer)
         self.samples, self.template, self.tokenizer, self.image_token_id = samples, template, tokenizer, image_token_id
         self.policy, self.tokens_per_image, self.max_length = policy, tokens_per_image, max_length
 
@@ -59,7 +63,7 @@ class ChatExamples:
 
         Raises:
             DataFormatError: If a picture cannot be read, placeholders and pictures differ in number, or the conversation is too long.
-            ConfigError: If template and tokenizer do not fit.
+            ConfigError: If a token crosses the border of an answer.
         """
         sample = self.samples[index]
         tiled = [to_tiles(load_image(path), self.policy) for path in sample.images]
