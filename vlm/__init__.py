@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm.commands.list import list_components
+    from vlm.models.catalog import list_components
     from vlm.commands.pretrain import run as train
     from vlm.models.checkpoint import open_model as load
     from vlm.models.vision_language import VisionLanguageModel
@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": ("vlm.models.checkpoint", "open_model"),
     "train": ("vlm.commands.pretrain", "run"),
-    "list_components": ("vlm.commands.list", "list_components"),
+    "list_components": ("vlm.models.catalog", "list_components"),
     "VisionLanguageModel": ("vlm.models.vision_language", "VisionLanguageModel"),
 }
 

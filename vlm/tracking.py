@@ -84,7 +84,9 @@ class Progress:
     def show(self, step: int, samples: Sequence[Shown]) -> None:
         """Print what the model said."""
         for sample in samples:
-            self._bar.console.print(f"  step {step}  {sample.question!r} -> {sample.generated!r} (truth: {sample.reference!r})", markup=False, highlight=False)
+            self._bar.console.print(
+                f"  step {step}  {sample.question!r} -> {sample.generated!r} (truth: {sample.reference!r})", markup=False, highlight=False
+            )
 
     def finish(self) -> None:
         """Close the bar."""

@@ -57,8 +57,7 @@ def _config(preset: str, arguments: Arguments) -> TrainConfig:
 
 
 def _report(align: TrainConfig, finetune: TrainConfig, arguments: Arguments, watch: "Stopwatch") -> None:
-    from rich.console import Console
-
+    from vlm.commands.terminal import console
     from vlm.data.reader import open_dataset
     from vlm.evaluate.two_stage import Measurement, measure, write
     from vlm.models.checkpoint import open_model
@@ -74,7 +73,6 @@ def _report(align: TrainConfig, finetune: TrainConfig, arguments: Arguments, wat
     folder = arguments.run_root / "demo"
     chat_line = f'vlm chat {finetune.run_dir} --image {results.answered[0].sample.images[0]} "what color is the shape?"'
     write(results, folder, runs=(align.run_dir, finetune.run_dir), watch=watch, seed=arguments.seed, chat_line=chat_line)
-    console = Console(highlight=False)
     for table in results.tables():
-        console.print(table.for_terminal())
+        console().print(table.for_terminal())
     print(f"{results.verdict()}\n\n{folder / 'report.html'}\n{folder / 'summary.json'}\n\nTalk to it: {chat_line}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -52,7 +53,7 @@ class Standardize(nn.Module):
 
 
 @torch.no_grad()
-def ridge_start(connector: nn.Module, features: Float[Tensor, "samples P D"], targets: Float[Tensor, "samples E"]) -> float:
+def ridge_start(connector: Any, features: Float[Tensor, "samples P D"], targets: Float[Tensor, "samples E"]) -> float:
     """Set a connector's last linear layer so that the mean of its tokens predicts the targets, by ridge regression in closed form.
 
     The layers before the last keep their random values; for a linear connector this is the least-squares solution. The connector needs
@@ -65,7 +66,9 @@ def ridge_start(connector: nn.Module, features: Float[Tensor, "samples P D"], ta
         ConfigError: If the connector is not of that form.
     """
     if not isinstance(getattr(connector, "readout", None), nn.Linear):
-        raise ConfigError(f"connector_init ridge needs a connector that ends in a linear layer; {type(connector).__name__} does not. Use connector_init random.")
+        raise ConfigError(
+            f"connector_init ridge needs a connector that ends in a linear layer; {type(connector).__name__} does not. Use connector_init random."
+        )
     if connector.standardize is not None:
         connector.standardize.fit(features.flatten(0, 1))
     inputs = connector.body(features).mean(1).double()  # [samples, width of the last layer's input]

@@ -32,7 +32,9 @@ class Identity(nn.Module):
         """Refuse widths that differ."""
         super().__init__()
         if in_width != out_width:
-            raise ConfigError(f"Connector 'identity' needs equal widths; the vision backbone has {in_width}, the language model {out_width}. Use 'linear'.")
+            raise ConfigError(
+                f"Connector 'identity' needs equal widths; the vision backbone has {in_width}, the language model {out_width}. Use 'linear'."
+            )
 
     def forward(self, features: Float[Tensor, "N P D"]) -> Float[Tensor, "N P D"]:
         """The features themselves."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -56,7 +57,8 @@ class StandardizedMLP(MLP):
     @property
     def standardize(self) -> Standardize:  # type: ignore[override]
         """The statistics in front of the layers."""
-        return self.body[0]
+        first: Any = self.body[0]
+        return first
 
 
 def output_wide(num_hidden: int) -> Callable[[int, int], list[int]]:
@@ -78,7 +80,9 @@ def parse(text: str) -> ConnectorSpec:
     widths, _, activation = text.partition("@")
     activation = activation or "gelu"
     if activation not in ACTIVATIONS or not all(part.isdigit() and int(part) > 0 for part in widths.split("x")):
-        raise ConfigError(f"Connector 'mlp:{text}' is not mlp:<width>x<width>...@<activation>; for example mlp:8192x4096@gelu. Activations: {', '.join(ACTIVATIONS)}.")
+        raise ConfigError(
+            f"Connector 'mlp:{text}' is not mlp:<width>x<width>...@<activation>; for example mlp:8192x4096@gelu. Activations: {', '.join(ACTIVATIONS)}."
+        )
     hidden = [int(part) for part in widths.split("x")]
     return ConnectorSpec(build=partial(MLP, hidden=hidden, activation=activation), paper=LLAVA15)
 

@@ -59,9 +59,14 @@ def num_tokens(num_patches: int, *, scale: int) -> int:
     """
     side = math.isqrt(num_patches)
     if side**2 != num_patches or side % scale:
-        raise ConfigError(f"PixelShuffle(scale={scale}) needs a square grid with side divisible by {scale}; got {num_patches} patches. Use another vision backbone or an MLP.")
+        raise ConfigError(
+            f"PixelShuffle(scale={scale}) needs a square grid with side divisible by {scale}; got {num_patches} patches. Use another vision backbone or an MLP."
+        )
     return num_patches // scale**2
 
 
 PAPER = "InternVL 1.5 (Chen et al. 2024, arXiv:2404.16821)"
-SPECS = {f"pixel-shuffle-{s}x": ConnectorSpec(build=partial(PixelShuffle, scale=s), num_tokens=partial(num_tokens, scale=s), paper=PAPER) for s in (2, 3, 4)}
+SPECS = {
+    f"pixel-shuffle-{s}x": ConnectorSpec(build=partial(PixelShuffle, scale=s), num_tokens=partial(num_tokens, scale=s), paper=PAPER)
+    for s in (2, 3, 4)
+}

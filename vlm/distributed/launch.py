@@ -25,7 +25,7 @@ def launch(device: str = "auto") -> World:
     from accelerate import PartialState
 
     state = PartialState(cpu=kind == "cpu")  # gloo on cpu, nccl on cuda
-    return World(rank=state.process_index, size=state.num_processes, device=state.device)
+    return World(rank=state.process_index, size=state.num_processes, device=torch.device(state.device or kind))
 
 
 def choose_device(device: str) -> str:
@@ -40,7 +40,9 @@ def choose_device(device: str) -> str:
     if device not in here:
         raise ConfigError(f"--device {device} is not one of {', '.join(DEVICES)}.")
     if not here[device]:
-        raise ConfigError(f"--device {device} does not exist on this machine. Available: {', '.join(name for name, exists in here.items() if exists)}.")
+        raise ConfigError(
+            f"--device {device} does not exist on this machine. Available: {', '.join(name for name, exists in here.items() if exists)}."
+        )
     return device
 
 

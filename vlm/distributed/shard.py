@@ -1,6 +1,7 @@
 """How a model is spread over the ranks: DDP through accelerate. Knows no model and no loss."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from torch import nn
 
@@ -16,6 +17,6 @@ def data_parallel(model: nn.Module, world: World) -> nn.Module:
     return Accelerator(cpu=world.device.type == "cpu").prepare_model(model)
 
 
-def gradient_exchange(model: nn.Module, *, on: bool) -> AbstractContextManager:
+def gradient_exchange(model: Any, *, on: bool) -> AbstractContextManager:
     """A context in which backward passes exchange gradients, or (for all micro-batches but the last) do not."""
     return nullcontext() if on or not hasattr(model, "no_sync") else model.no_sync()

@@ -82,7 +82,13 @@ def write_report(path: Path, *, title: str, summary: str, tables: Sequence[Table
 
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     cards = [
-        {"picture": data_url(item.sample.images[0]), "question": _words(item.question), "answer": item.answer, "truth": item.truth, "right": item.right}
+        {
+            "picture": data_url(item.sample.images[0]),
+            "question": _words(item.question),
+            "answer": item.answer,
+            "truth": item.truth,
+            "right": item.right,
+        }
         for item in answered
     ]
     page = jinja2.Environment(autoescape=True).from_string(template)

@@ -4,6 +4,7 @@ The only place that joins registries of parts; knows no data and no training bey
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -81,7 +82,7 @@ def build(config: VisionLanguageConfig, *, precision: str, trained: tuple[str, .
     parts = resolve(config)
     if parts.lora is not None and trained and "language" not in trained:
         raise ConfigError("--model.lora.language.rank is set, but --stage.lr.language is not: the adapter would never change. Set a rate, or rank 0.")
-    vision = parts.vision.build(
+    vision: Any = parts.vision.build(
         parts.vision, Load(config.vision_source or parts.vision.source, _dtype("vision" in trained, precision), config.feature_layer)
     )
     whole_language = "language" in trained and parts.lora is None
@@ -94,7 +95,8 @@ def build(config: VisionLanguageConfig, *, precision: str, trained: tuple[str, .
             lora=parts.lora,
         )
         connector = parts.connector.build(vision.width, language.width).to(_dtype(True, precision))
-    model = VisionLanguageModel(vision, connector, language, tokens_per_tile=parts.tokens_per_tile, image_policy=parts.image_policy)
+    tokens_per_tile = parts.connector.num_tokens(vision.num_patches)  # of a CNN, another feature layer has another number of patches
+    model = VisionLanguageModel(vision, connector, language, tokens_per_tile=tokens_per_tile, image_policy=parts.image_policy)
     freeze(model, trained, has_adapter=parts.lora is not None)
     return model.eval()
 

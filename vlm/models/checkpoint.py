@@ -96,7 +96,9 @@ def save(model: VisionLanguageModel, config: VisionLanguageConfig, folder: Path)
         building.rename(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(building, ignore_errors=True)
-        raise CheckpointError(f"Checkpoint {folder} could not be written: {error}. Free space or choose another --run-root; earlier checkpoints are intact.") from error
+        raise CheckpointError(
+            f"Checkpoint {folder} could not be written: {error}. Free space or choose another --run-root; earlier checkpoints are intact."
+        ) from error
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -128,13 +130,15 @@ def load(folder: Path, *, precision: str, sources: dict[str, str] | None = None)
         CheckpointError: If a tower is not the one that the checkpoint was trained with, or weights are missing.
     """
     manifest = read_manifest(folder)
-    model = build(replace(manifest.config, **(sources or {})), precision=precision)
+    model = build(replace(manifest.config, **(sources or {})), precision=precision)  # type: ignore[arg-type]
     check_fingerprints(model, manifest, folder)
     load_trained(model, folder)
     return model
 
 
-def open_model(name: str | Path, *, device: str = "auto", precision: str = "auto", run_root: Path = Path("runs"), **sources: str) -> VisionLanguageModel:
+def open_model(
+    name: str | Path, *, device: str = "auto", precision: str = "auto", run_root: Path = Path("runs"), **sources: str
+) -> VisionLanguageModel:
     """A trained model, ready to be asked; also `vlm.load`.
 
     Args:
@@ -193,7 +197,9 @@ def _refuse_misfits(own: dict[str, Tensor], shapes: dict[str, Any], folder: Path
     unknown = [name for name in shapes if name not in own]
     if unknown:
         hint = " It has a LoRA adapter, this model has none: set --model.lora.language.rank." if any(map(is_lora, unknown)) else ""
-        raise CheckpointError(f"{folder} holds {len(unknown)} tensors that this model lacks, among them {unknown[0]!r}.{hint} Compose the same parts.")
+        raise CheckpointError(
+            f"{folder} holds {len(unknown)} tensors that this model lacks, among them {unknown[0]!r}.{hint} Compose the same parts."
+        )
     different = [(name, tuple(shape), tuple(own[name].shape)) for name, shape in shapes.items() if tuple(shape) != tuple(own[name].shape)]
     if different:
         name, theirs, ours = different[0]
@@ -218,7 +224,7 @@ def find_checkpoint(name: str | Path, *, run_root: Path = Path("runs")) -> Path:
 
 
 def _run_by_prefix(path: Path, run_root: Path) -> Path:
-    parent = path.parent if path.parent != Path(".") else run_root
+    parent = path.parent if path.parent != Path() else run_root
     runs = sorted(folder for folder in parent.glob("*+*") if folder.is_dir())
     matches = [folder for folder in runs if folder.name.startswith(path.name)]
     if len(matches) == 1:

@@ -57,7 +57,9 @@ def ask(images: Sequence[Image.Image], text: str, *, history: Sequence[Message] 
     if placeholders == 0:
         text = f"{IMAGE_PLACEHOLDER}\n" * len(images) + text
     elif placeholders != len(images):
-        raise DataFormatError(f"The question has {placeholders} {IMAGE_PLACEHOLDER} placeholders for {len(images)} pictures. Give one picture for each, or no placeholder.")
+        raise DataFormatError(
+            f"The question has {placeholders} {IMAGE_PLACEHOLDER} placeholders for {len(images)} pictures. Give one picture for each, or no placeholder."
+        )
     return Prompt(messages=(*history, Message("user", text)), images=(*earlier_images, *images))
 
 
@@ -128,7 +130,9 @@ def embed_prompt(model: VisionLanguageModel, prompt: Prompt, room: int) -> Float
         DataFormatError: If placeholders and pictures disagree, or the context is too short.
     """
     if count_placeholders(prompt.messages) != len(prompt.images):
-        raise DataFormatError(f"The conversation has {count_placeholders(prompt.messages)} {IMAGE_PLACEHOLDER} placeholders for {len(prompt.images)} pictures.")
+        raise DataFormatError(
+            f"The conversation has {count_placeholders(prompt.messages)} {IMAGE_PLACEHOLDER} placeholders for {len(prompt.images)} pictures."
+        )
     tiled = [to_tiles(image, model.image_policy) for image in prompt.images]
     ids = _encode(model, prompt.messages, [model.tokens_per_image(layout) for _, layout in tiled])
     if ids.shape[1] + room > model.language.max_length:

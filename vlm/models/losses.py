@@ -1,5 +1,6 @@
 """Losses as sum and count. Pure functions of tensors; they know no model."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -9,7 +10,7 @@ from vlm.types import IGNORE_INDEX, LossSum
 
 def predicting(labels: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
     """Positions whose hidden state predicts a label: one before each labelled token, so never the last of a row."""
-    mask = labels.new_zeros(labels.shape, dtype=bool)
+    mask = labels.new_zeros(labels.shape, dtype=torch.bool)
     mask[:, :-1] = labels[:, 1:] != IGNORE_INDEX
     return mask
 

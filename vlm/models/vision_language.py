@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
+from vlm.backbones.language.base import HFCausalLM
 from vlm.models.losses import cross_entropy, predicting
 from vlm.models.splice import splice, touch
 from vlm.types import ChatBatch, ChatTemplate, ImageLayout, ImagePolicy, LossSum, Message
@@ -21,7 +22,11 @@ PARTS = ("vision", "connector", "language")
 class VisionLanguageModel(nn.Module):
     """Image features, mapped by a connector, in the places of the image tokens of a causal language model (LLaVA, arXiv:2304.08485)."""
 
-    def __init__(self, vision: nn.Module, connector: nn.Module, language: nn.Module, *, tokens_per_tile: int, image_policy: ImagePolicy):
+    vision: Any  # a VisionBackbone and a Connector, which are modules besides
+    connector: Any
+    language: HFCausalLM
+
+    def __init__(self, vision: nn.Module, connector: nn.Module, language: HFCausalLM, *, tokens_per_tile: int, image_policy: ImagePolicy):
         """Join the parts; nothing is copied.
 
         Args:

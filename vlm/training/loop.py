@@ -92,7 +92,9 @@ def _accumulate(model: nn.Module, micro_batches: list[ChatBatch], *, world: Worl
     """
     count = sum_over_ranks(sum(batch.num_labels for batch in micro_batches), world)
     if count == 0:
-        raise DataFormatError(f"Step {step}: no sample of the global batch has a labelled token. Check that the answers of the dataset are not empty.")
+        raise DataFormatError(
+            f"Step {step}: no sample of the global batch has a labelled token. Check that the answers of the dataset are not empty."
+        )
     total = 0.0
     for i, batch in enumerate(micro_batches):
         with gradient_exchange(model, on=i + 1 == len(micro_batches)):

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,13 +61,23 @@ def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path
     model = _build(config, precision).to(world.device)
     if world.is_main:
         run_folder.create(config)
-        log.info("%s: %d samples, %d steps of %d, %s on %s", config.run_id, len(samples), num_steps, config.stage.global_batch_size, precision, world.device)
+        log.info(
+            "%s: %d samples, %d steps of %d, %s on %s",
+            config.run_id,
+            len(samples),
+            num_steps,
+            config.stage.global_batch_size,
+            precision,
+            world.device,
+        )
         log.info(describe(model))
     wait_for_all(world)
     if config.model.connector_init == "ridge" and config.init_from is None:
         some = min(len(samples), WARM_START_SAMPLES)
         warm_start(model, make_loader(_examples(config, model, samples), plan=ONE_AT_A_TIME, seed=config.seed, num_steps=ONE_AT_A_TIME.steps(some)))
-    batches = make_loader(_examples(config, model, samples), plan=plan, rank=world.rank, seed=config.seed, num_steps=num_steps, num_workers=config.stage.num_workers)
+    batches = make_loader(
+        _examples(config, model, samples), plan=plan, rank=world.rank, seed=config.seed, num_steps=num_steps, num_workers=config.stage.num_workers
+    )
     with Trackers(_trackers(config, num_steps) if world.is_main else []) as trackers:
         hooks = _hooks(config, model, held_out, validation, trackers, world=world, num_steps=num_steps)
         train(model, batches, stage=config.stage, plan=plan, num_steps=num_steps, world=world, autocast=precision == "bf16-mixed", hooks=hooks)
@@ -78,7 +89,8 @@ def _build(config: TrainConfig, precision: str) -> VisionLanguageModel:
     torch.manual_seed(config.seed)
     model = build(config.model, precision=precision, trained=config.stage.lr.trained, seed=config.seed)
     if config.stage.gradient_checkpointing:
-        model.language.model.gradient_checkpointing_enable({"use_reentrant": False})
+        language: Any = model.language.model
+        language.gradient_checkpointing_enable({"use_reentrant": False})
     if config.init_from is not None:
         folder = checkpoint.find_checkpoint(config.init_from, run_root=config.run_root)
         checkpoint.check_fingerprints(model, checkpoint.read_manifest(folder), folder)

@@ -131,7 +131,7 @@ class HFCausalLM(nn.Module):
 
 
 def build_language(spec: LanguageSpec, load: Load, *, template: ChatTemplate | None = None, lora: LoRAOptions | None = None) -> HFCausalLM:
-    """A language model with its tokenizer, ready to be trained or asked.
+    """A language model with its tokenizer, in evaluation mode.
 
     Args:
         spec: What to build.
@@ -149,7 +149,7 @@ def build_language(spec: LanguageSpec, load: Load, *, template: ChatTemplate | N
     model = spec.build(spec, load)
     tokenizer = spec.tokenizer(spec, load.source)
     _check_tokenizer(tokenizer, model, load.source or spec.source)
-    return HFCausalLM(model, tokenizer=tokenizer, template=template, max_length=spec.max_length, lora=lora)
+    return HFCausalLM(model, tokenizer=tokenizer, template=template, max_length=spec.max_length, lora=lora).eval()
 
 
 def causal_lm(spec: LanguageSpec, load: Load) -> nn.Module:
@@ -199,10 +199,10 @@ def _check_attention(model: nn.Module) -> None:
     """Refuse families that mix tokens elsewhere than in an attention function that transformers lets us replace."""
     name = model.config.model_type
     layers = set(getattr(model.config, "layer_types", None) or ())
-    if not getattr(model, "_supports_attention_backend", False) or not hasattr(model.get_decoder(), "layers"):
-        raise ConfigError(f"Models of type {name!r} do not use transformers' attention interface, so documents in one row could see each other.")
     if foreign := sorted(layers - {"full_attention", "sliding_attention"}):
         raise ConfigError(f"Models of type {name!r} have layers of kind {', '.join(foreign)}, whose tokens cannot be kept inside documents.")
+    if not getattr(model, "_supports_attention_backend", False) or not hasattr(model.get_decoder(), "layers"):
+        raise ConfigError(f"Models of type {name!r} do not use transformers' attention interface, so documents in one row could see each other.")
 
 
 def _check_tokenizer(tokenizer: Any, model: nn.Module, source: str | Path | None) -> None:

@@ -19,7 +19,7 @@ def _phi(*, width: int, layers: int, rotary: float) -> dict[str, Any]:
         "intermediate_size": 4 * width,
         "num_hidden_layers": layers,
         "num_attention_heads": 32,
-        "partial_rotary_factor": rotary,
+        "rope_parameters": {"rope_theta": 10_000.0, "rope_type": "default", "partial_rotary_factor": rotary},
         "vocab_size": 51_200,
         "max_position_embeddings": 2048,
     }

@@ -105,7 +105,13 @@ def _spec(
 SPECS = {
     "tiny-llama": _spec("tiny-llama", template=VICUNA_V1, bos="<s>", eos="</s>", num_parameters=43_168),
     "tiny-mistral": _spec("tiny-mistral", template=MISTRAL_INSTRUCT, bos="<s>", eos="</s>", num_parameters=43_168, sliding_window=6),
-    "tiny-phi": _spec("tiny-phi", template=PHI_2, eos="<|endoftext|>", num_parameters=39_872, partial_rotary_factor=0.5),
+    "tiny-phi": _spec(
+        "tiny-phi",
+        template=PHI_2,
+        eos="<|endoftext|>",
+        num_parameters=39_872,
+        rope_parameters={"rope_theta": 10_000.0, "rope_type": "default", "partial_rotary_factor": 0.5},
+    ),
     "tiny-phi3": _spec(
         "tiny-phi3",
         template=PHI_3,

@@ -1,0 +1,38 @@
+"""`vlm inspect NAME`: what a part or a preset is made of, without loading weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from vlm.conf.cli import Positional, parse
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to show."""
+
+    name: Annotated[str, Positional]
+    """A vision backbone, language model, connector or preset."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print facts and module tree."""
+    arguments = parse(Arguments, argv, prog="vlm inspect", description="Show what a part or a preset is made of; loads no weights.")
+    from rich import box
+    from rich.table import Table
+
+    from vlm.commands.terminal import console
+    from vlm.models.catalog import inspect
+
+    shown = inspect(arguments.name)
+    out = console()
+    out.print(f"{shown.kind} {shown.name}\n", markup=False)
+    for label, value in shown.facts.items():
+        out.print(f"  {label:16} {value}", markup=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("module", no_wrap=True)
+    table.add_column("class", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    for path, kind, count in shown.tree:
+        table.add_row(path, kind, f"{count:,}")
+    out.print(table)

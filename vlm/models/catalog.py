@@ -1,0 +1,190 @@
+"""What can be composed: every registered name with its facts, and what a part or a preset is made of, built without weights."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlm.backbones.language import LANGUAGE
+from vlm.backbones.language.chat_templates import TEMPLATES
+from vlm.backbones.loading import Load
+from vlm.backbones.vision import VISION
+from vlm.conf.presets import PRESETS
+from vlm.conf.schema import VisionLanguageConfig
+from vlm.connectors import CONNECTORS
+from vlm.data.datasets import DATASETS
+from vlm.errors import UnknownNameError
+from vlm.models.build import resolve
+from vlm.verified import verifications
+
+TREE_DEPTH = 3
+
+
+def list_components(kind: str | None = None) -> dict[str, list[dict[str, Any]]]:
+    """The registered names of one kind or of all, with what is known of each before any download.
+
+    Raises:
+        UnknownNameError: If there is no such kind.
+    """
+    if kind is not None and kind not in LISTERS:
+        raise UnknownNameError("kind of component", kind, LISTERS)
+    return {name: lister() for name, lister in LISTERS.items() if kind in (None, name)}
+
+
+def _vision() -> list[dict[str, Any]]:
+    def row(name: str, spec: Any) -> dict[str, Any]:
+        sizes = {"pixels": spec.image_size, "patches": spec.num_patches, "width": spec.width, "parameters": spec.num_parameters}
+        return {"name": name, **sizes, "source": spec.source, "license": spec.license, **_ran("vision", name), "aliases": list(spec.aliases)}
+
+    return [row(name, spec) for name, spec in VISION.items()]
+
+
+def _language() -> list[dict[str, Any]]:
+    def row(name: str, spec: Any) -> dict[str, Any]:
+        template = spec.template.name if spec.template else ""
+        sizes = {"context": spec.max_length, "width": spec.width, "parameters": spec.num_parameters, "template": template}
+        return {"name": name, **sizes, "source": spec.source, "license": spec.license, **_ran("language", name), "aliases": list(spec.aliases)}
+
+    return [row(name, spec) for name, spec in LANGUAGE.items()]
+
+
+def _connectors() -> list[dict[str, Any]]:
+    return [{"name": name, "paper": spec.paper, "aliases": list(spec.aliases)} for name, spec in CONNECTORS.items()]
+
+
+def _templates() -> list[dict[str, Any]]:
+    return [{"name": name, "answer": template.assistant_start + template.assistant} for name, template in sorted(TEMPLATES.items())]
+
+
+def _datasets() -> list[dict[str, Any]]:
+    return [{"name": name, "license": spec.license, "description": spec.description} for name, spec in DATASETS.items()]
+
+
+def _presets() -> list[dict[str, Any]]:
+    def row(name: str, config: Any) -> dict[str, Any]:
+        model = config.model
+        return {"name": name, "vision": model.vision, "connector": model.connector, "language": model.language, "dataset": config.stage.dataset}
+
+    return [row(name, config) for name, config in PRESETS.items()]
+
+
+LISTERS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "vision": _vision,
+    "language": _language,
+    "connectors": _connectors,
+    "templates": _templates,
+    "datasets": _datasets,
+    "presets": _presets,
+}
+
+
+def _ran(kind: str, name: str) -> dict[str, str]:
+    """The column that says whether an entry ever ran with its real weights."""
+    record = verifications().get(f"{kind}/{name}")
+    return {"ran_with_real_weights": record.date if record else "no"}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a part or a composition is made of.
+
+    Attributes:
+        kind: vision, language, connector or preset.
+        name: Its registered name.
+        facts: What is known of it, label by label.
+        tree: Module path, class and number of parameters, from the outside in.
+    """
+
+    kind: str
+    name: str
+    facts: dict[str, str]
+    tree: list[tuple[str, str, int]]
+
+
+def inspect(name: str) -> Inspection:
+    """Build a part or a preset's composition on the meta device, at full size and without weights.
+
+    Raises:
+        UnknownNameError: If no registry has the name.
+    """
+    for known, inspector in ((VISION, _inspect_vision), (LANGUAGE, _inspect_language), (CONNECTORS, _inspect_connector), (PRESETS, _inspect_preset)):
+        if name in known:
+            return inspector(known.resolve(name))
+    raise UnknownNameError("part or preset", name, {*VISION, *LANGUAGE, *CONNECTORS, *PRESETS})
+
+
+def _inspect_vision(name: str) -> Inspection:
+    spec = VISION[name]
+    with torch.device("meta"):
+        module = spec.build(spec, Load(source=None))
+    facts = {"pixels": f"{spec.image_size} x {spec.image_size}", "patches": f"{spec.num_patches}", "width": f"{spec.width}"}
+    return Inspection("vision", name, facts | _origin(spec), tree(module, "vision"))
+
+
+def _inspect_language(name: str) -> Inspection:
+    spec = LANGUAGE[name]
+    with torch.device("meta"):
+        module = spec.build(spec, Load(source=None))
+    facts = {
+        "context": f"{spec.max_length:,} tokens",
+        "width": f"{spec.width}",
+        "vocabulary": f"{spec.vocab_size:,}",
+        "chat template": spec.template.name if spec.template else "state one with --model.template",
+        "LoRA targets": spec.lora_targets if isinstance(spec.lora_targets, str) else ", ".join(spec.lora_targets),
+    }
+    return Inspection("language", name, facts | _origin(spec), tree(module, "language"))
+
+
+def _inspect_connector(name: str) -> Inspection:
+    spec = CONNECTORS[name]
+    widths = (1024, 1024) if name == "identity" else (1024, 4096)
+    with torch.device("meta"):
+        module = spec.build(*widths)
+    facts = {"shown for": f"width {widths[0]} to {widths[1]} (CLIP-L to a 7B model)", "paper": spec.paper}
+    return Inspection("connector", name, facts, tree(module, "connector"))
+
+
+def _inspect_preset(name: str) -> Inspection:
+    config = PRESETS[name]
+    parts, stage = resolve(config.model), config.stage
+    rates = {part: rate for part, rate in vars(stage.lr).items() if rate is not None}
+    facts = {
+        "vision": config.model.vision,
+        "connector": config.model.connector,
+        "language": config.model.language,
+        "tokens an image": f"{parts.tokens_per_tile}",
+        "dataset": stage.dataset,
+        "trained": ", ".join(f"{part} at {rate:g}" for part, rate in rates.items()),
+        "global batch": f"{stage.global_batch_size}",
+        "run folder": str(config.run_dir),
+    }
+    return Inspection("preset", name, facts, [row for part in composition(config.model) for row in part])
+
+
+def composition(config: VisionLanguageConfig) -> Iterator[list[tuple[str, str, int]]]:
+    """The module trees of a config's three parts."""
+    parts = resolve(config)
+    with torch.device("meta"):
+        vision: Any = parts.vision.build(parts.vision, Load(source=None, feature_layer=config.feature_layer))
+        yield tree(vision, "vision")
+        yield tree(parts.connector.build(vision.width, parts.language.width), "connector")
+        yield tree(parts.language.build(parts.language, Load(source=None)), "language")
+
+
+def _origin(spec: Any) -> dict[str, str]:
+    return {"parameters": f"{spec.num_parameters:,}", "source": str(spec.source), "license": spec.license, "paper": spec.paper}
+
+
+def tree(module: nn.Module, path: str, *, depth: int = TREE_DEPTH) -> list[tuple[str, str, int]]:
+    """Modules with parameters, down to a depth; of a list of equal layers, the first stands for all."""
+    count = sum(p.numel() for p in module.parameters())
+    rows = [(path, type(module).__name__, count)]
+    if depth == 0:
+        return rows
+    children = list(module.named_children())
+    if isinstance(module, nn.ModuleList) and len(children) > 1:
+        name, first = children[0]
+        return rows + tree(first, f"{path}.{name} (first of {len(children)})", depth=depth - 1)
+    return rows + [row for name, child in children if any(True for _ in child.parameters()) for row in tree(child, f"{path}.{name}", depth=depth - 1)]
