@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm.models.catalog import list_components
     from vlm.commands.pretrain import run as train
+    from vlm.models.catalog import list_components
     from vlm.models.checkpoint import open_model as load
     from vlm.models.vision_language import VisionLanguageModel
 

@@ -16,13 +16,14 @@ def cache_dir() -> Path:
     return Path(os.environ.get("VLM_CACHE") or Path.home() / ".cache" / "vlm")
 
 
-def package_file(package: str, relative: str, *, extra: str) -> Path:
+def package_file(package: str, relative: str, *, extra: str | None = None, install: str | None = None) -> Path:
     """Path of a file that an installed pip package ships, without importing the package.
 
     Args:
         package: Name of the distribution.
         relative: Path of the file below site-packages; a folder is answered as well.
         extra: The extra of `vlm` that installs the package.
+        install: The install line, where no extra does.
 
     Raises:
         MissingPackageError: If the package is not installed.
@@ -30,7 +31,7 @@ def package_file(package: str, relative: str, *, extra: str) -> Path:
     try:
         distribution = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
-        raise MissingPackageError(package, needed_for=f"The file {relative}", extra=extra) from None
+        raise MissingPackageError(package, needed_for=f"The file {relative}", extra=extra, install=install) from None
     return Path(str(distribution.locate_file(relative)))
 
 

@@ -41,13 +41,14 @@ class CheckpointError(VLMError):
 class MissingPackageError(VLMError):
     """An optional package that is not installed."""
 
-    def __init__(self, package: str, *, needed_for: str, extra: str | None = None):
+    def __init__(self, package: str, *, needed_for: str, extra: str | None = None, install: str | None = None):
         """Give the install line.
 
         Args:
             package: Name to pip-install.
             needed_for: What asked for it, as a noun phrase.
             extra: The extra of `vlm` that contains it, if any.
+            install: The whole install line, where neither the extra nor the plain name is right.
         """
-        line = f'pip install "vlm[{extra}]"' if extra else f"pip install {package}"
+        line = install or (f'pip install "vlm[{extra}]"' if extra else f"pip install {package}")
         super().__init__(f"{needed_for} needs the package {package!r}, which is not installed. Run: {line}")

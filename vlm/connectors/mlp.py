@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from jaxtyping import Float
@@ -37,7 +38,7 @@ class MLP(nn.Module):
         """
         super().__init__()
         widths = [in_width, *(hidden(in_width, out_width) if callable(hidden) else hidden)]
-        layers = [(nn.Linear(a, b), ACTIVATIONS[activation]()) for a, b in zip(widths, widths[1:], strict=False)]
+        layers = [(nn.Linear(a, b), ACTIVATIONS[activation]()) for a, b in pairwise(widths)]
         self.body = nn.Sequential(*(module for layer in layers for module in layer))
         self.readout = nn.Linear(widths[-1], out_width)
 

@@ -61,11 +61,11 @@ class LanguageSpec:
 class HFCausalLM(nn.Module):
     """A causal language model of transformers over embeddings, with per-document attention."""
 
-    def __init__(self, model: nn.Module, *, tokenizer: Any, template: ChatTemplate, max_length: int, lora: LoRAOptions | None = None) -> None:
+    def __init__(self, model: Any, *, tokenizer: Any, template: ChatTemplate, max_length: int, lora: LoRAOptions | None = None) -> None:
         """Wrap a loaded model; its weights are not changed.
 
         Args:
-            model: A `...ForCausalLM` of transformers.
+            model: A `...ForCausalLM` of transformers; not named as a type, so that this file imports no transformers.
             tokenizer: Its tokenizer; gets the `<image>` token and, if it has no padding token, its end token as one.
             template: Chat template; its `{bos}` and `{eos}` become the tokenizer's.
             max_length: Context in tokens.
@@ -78,7 +78,8 @@ class HFCausalLM(nn.Module):
         _check_attention(model)
         attention.register()
         model.set_attn_implementation(attention.NAME)
-        self.model, self.max_length = model, max_length
+        self.model: Any = model
+        self.max_length = max_length
         self.width = model.get_input_embeddings().weight.shape[1]
         self.tokenizer = tokenizer
         self.tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_PLACEHOLDER]}, replace_extra_special_tokens=False)
@@ -91,7 +92,7 @@ class HFCausalLM(nn.Module):
             add_lora(self.model, lora)
 
     @property
-    def decoder(self) -> nn.Module:
+    def decoder(self) -> Any:
         """The model without its head."""
         return self.model.get_decoder()
 
@@ -195,7 +196,7 @@ def _generation_config(tokenizer: Any, template: ChatTemplate) -> Any:
     return transformers.GenerationConfig(eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id)
 
 
-def _check_attention(model: nn.Module) -> None:
+def _check_attention(model: Any) -> None:
     """Refuse families that mix tokens elsewhere than in an attention function that transformers lets us replace."""
     name = model.config.model_type
     layers = set(getattr(model.config, "layer_types", None) or ())
@@ -205,7 +206,7 @@ def _check_attention(model: nn.Module) -> None:
         raise ConfigError(f"Models of type {name!r} do not use transformers' attention interface, so documents in one row could see each other.")
 
 
-def _check_tokenizer(tokenizer: Any, model: nn.Module, source: str | Path | None) -> None:
+def _check_tokenizer(tokenizer: Any, model: Any, source: str | Path | None) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     beyond = sorted(token for token, i in tokenizer.get_vocab().items() if i >= rows and token != IMAGE_PLACEHOLDER)
     if beyond:

@@ -135,6 +135,8 @@ def _chatml(name: str, *, default_system: str | None, assistant_start: str = "<|
     )
 
 
+CHATML = _chatml("chatml", default_system=None)
+
 QWEN_2_5 = _chatml("qwen2.5", default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
 
 # Qwen3 without thinking: its generation prompt holds an empty think block. The published template then drops that block from all answers but the
@@ -159,6 +161,7 @@ TEMPLATES = {
         PHI_2,
         PRISMATIC_PHI_2,
         PHI_3,
+        CHATML,
         QWEN_2_5,
         QWEN_3,
         SMOLLM2,

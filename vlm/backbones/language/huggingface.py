@@ -22,8 +22,8 @@ def from_config_file(source: str) -> LanguageSpec:
 
     config = read_config(transformers.AutoConfig, source)
     values: dict[str, Any] = {key: value for key, value in config.to_dict().items() if key not in ABOUT_THE_FILE}
-    sizes = [values.get(key) for key in ("hidden_size", "vocab_size", "max_position_embeddings")]
-    if not all(isinstance(size, int) for size in sizes):
+    sizes = [size for key in ("hidden_size", "vocab_size", "max_position_embeddings") if isinstance(size := values.get(key), int)]
+    if len(sizes) < 3:
         raise CheckpointError(
             f"The config of {source!r} has no hidden_size, vocab_size and max_position_embeddings: it is not that of a language model."
         )

