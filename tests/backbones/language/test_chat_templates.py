@@ -48,6 +48,10 @@ TWO_TURNS = {
         [" A1\n<|endoftext|>", " A2\n<|endoftext|>"],
     ),
     "phi-3": (["<|user|>\nQ1<|end|>\n<|assistant|>\n", "\n<|user|>\nQ2<|end|>\n<|assistant|>\n"], ["A1<|end|>", "A2<|end|>"]),
+    "chatml": (
+        ["<|im_start|>user\nQ1<|im_end|>\n<|im_start|>assistant\n", "\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\n"],
+        ["A1<|im_end|>", "A2<|im_end|>"],
+    ),
     "qwen2.5": (
         [
             f"<|im_start|>system\n{QWEN_SYSTEM}<|im_end|>\n<|im_start|>user\nQ1<|im_end|>\n<|im_start|>assistant\n",
@@ -79,6 +83,7 @@ WITH_SYSTEM = {
     "llama-3.1": f"{L31_HEAD}S<|eot_id|>{L3_USER}Q1<|eot_id|>{L3_ASSISTANT}",
     "mistral-instruct": "<s> [INST] S\n\nQ1 [/INST]",
     "phi-3": "<|system|>\nS<|end|>\n<|user|>\nQ1<|end|>\n<|assistant|>\n",
+    "chatml": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ1<|im_end|>\n<|im_start|>assistant\n",
     "qwen2.5": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ1<|im_end|>\n<|im_start|>assistant\n",
     "qwen3": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ1<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
     "smollm2": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ1<|im_end|>\n<|im_start|>assistant\n",
