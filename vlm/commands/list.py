@@ -16,13 +16,18 @@ class Arguments:
     """vision, language, connectors, templates, datasets or presets; empty: all."""
     json: bool = False
     """Print JSON instead of tables."""
+    markdown: bool = False
+    """Print the component tables of README.md."""
 
 
 def main(argv: Sequence[str]) -> None:
     """Print tables, or JSON."""
     arguments = parse(Arguments, argv, prog="vlm list", description="List what can be composed, prepared and run.")
-    from vlm.models.catalog import list_components
+    from vlm.models.catalog import list_components, markdown
 
+    if arguments.markdown:
+        print(markdown(), end="")
+        return
     listed = list_components(arguments.kind or None)
     if arguments.json:
         print(json.dumps(listed, indent=2))

@@ -188,3 +188,20 @@ def tree(module: nn.Module, path: str, *, depth: int = TREE_DEPTH) -> list[tuple
         name, first = children[0]
         return rows + tree(first, f"{path}.{name} (first of {len(children)})", depth=depth - 1)
     return rows + [row for name, child in children if any(True for _ in child.parameters()) for row in tree(child, f"{path}.{name}", depth=depth - 1)]
+
+
+def markdown(columns_left_out: frozenset[str] = frozenset({"source", "license", "answer"})) -> str:
+    """The tables of README.md: what can be composed, as Markdown."""
+    sections = []
+    for kind in ("vision", "language", "connectors", "presets"):
+        rows = [{column: value for column, value in row.items() if column not in columns_left_out} for row in LISTERS[kind]()]
+        header = [column.replace("_", " ") for column in rows[0]]
+        lines = [header, ["---"] * len(header), *([_markdown_cell(column, value) for column, value in row.items()] for row in rows)]
+        sections.append("\n".join([f"**{kind}**", "", *(f"| {' | '.join(line)} |" for line in lines)]))
+    return "\n\n".join(sections) + "\n"
+
+
+def _markdown_cell(column: str, value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(f"`{item}`" for item in value)
+    return f"`{value}`" if column == "name" else f"{value:,}" if isinstance(value, int) else str(value)
