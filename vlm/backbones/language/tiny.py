@@ -4,7 +4,7 @@ The weights depend on the name alone and leave the global random state as it was
 """
 
 import zlib
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +14,18 @@ from torch import nn
 from vlm.backbones.language.base import LanguageSpec, auto_tokenizer, causal_lm
 from vlm.backbones.language.chat_templates import MISTRAL_INSTRUCT, PHI_2, PHI_3, QWEN_2_5, QWEN_3, VICUNA_V1
 from vlm.backbones.loading import Load
+from vlm.backbones.tiny_tokenizer import byte_level_bpe
 from vlm.types import ChatTemplate
 
 WIDTH, VOCAB_SIZE, MAX_LENGTH = 32, 384, 512
-SPECIAL_TOKENS = [
+SPECIAL_TOKENS = (
     *("<s>", "</s>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<think>", "</think>"),
     *("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
-]
-TEXT = (
-    "What color is the circle? The circle is blue. Is there a red square in the image? No, there is a green triangle. Describe the image. "
-    "What shape is in the picture? A yellow rectangle. Yes, the shape is black and gray. USER: ASSISTANT: [INST] [/INST] Instruct: Output: "
-    "system\nuser\nassistant\nYou are a helpful assistant. A chat between a curious user and an artificial intelligence assistant. "
 )
 
 
-@cache
 def _tokenizer_json() -> str:
-    """A byte-level BPE trained on TEXT: no text is unknown to it, and its 384 tokens are the same on every machine."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE, special_tokens=SPECIAL_TOKENS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator([TEXT], trainer)
-    return tokenizer.to_str()
+    return byte_level_bpe(SPECIAL_TOKENS, vocab_size=VOCAB_SIZE)
 
 
 def tiny_tokenizer(spec: LanguageSpec, source: str | Path | None, *, eos: str, bos: str | None = None) -> Any:
