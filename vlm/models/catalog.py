@@ -10,6 +10,7 @@ from torch import nn
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.language.chat_templates import TEMPLATES
 from vlm.backbones.loading import Load
+from vlm.backbones.text import TEXT
 from vlm.backbones.vision import VISION
 from vlm.conf.presets import PRESETS
 from vlm.conf.schema import VisionLanguageConfig
@@ -17,6 +18,7 @@ from vlm.connectors import CONNECTORS
 from vlm.data.datasets import DATASETS
 from vlm.errors import UnknownNameError
 from vlm.models.build import resolve
+from vlm.registry import Registry
 from vlm.verified import verifications
 
 TREE_DEPTH = 3
@@ -50,6 +52,14 @@ def _language() -> list[dict[str, Any]]:
     return [row(name, spec) for name, spec in LANGUAGE.items()]
 
 
+def _text() -> list[dict[str, Any]]:
+    def row(name: str, spec: Any) -> dict[str, Any]:
+        sizes = {"tokens": spec.max_length, "width": spec.width, "parameters": spec.num_parameters}
+        return {"name": name, **sizes, "source": spec.source, "license": spec.license, **_ran("text", name), "aliases": list(spec.aliases)}
+
+    return [row(name, spec) for name, spec in TEXT.items()]
+
+
 def _connectors() -> list[dict[str, Any]]:
     return [{"name": name, "paper": spec.paper, "aliases": list(spec.aliases)} for name, spec in CONNECTORS.items()]
 
@@ -73,6 +83,7 @@ def _presets() -> list[dict[str, Any]]:
 LISTERS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "vision": _vision,
     "language": _language,
+    "text": _text,
     "connectors": _connectors,
     "templates": _templates,
     "datasets": _datasets,
@@ -91,7 +102,7 @@ class Inspection:
     """What a part or a composition is made of.
 
     Attributes:
-        kind: vision, language, connector or preset.
+        kind: vision, language, text, connector or preset.
         name: Its registered name.
         facts: What is known of it, label by label.
         tree: Module path, class and number of parameters, from the outside in.
@@ -109,10 +120,10 @@ def inspect(name: str) -> Inspection:
     Raises:
         UnknownNameError: If no registry has the name.
     """
-    for known, inspector in ((VISION, _inspect_vision), (LANGUAGE, _inspect_language), (CONNECTORS, _inspect_connector), (PRESETS, _inspect_preset)):
+    for known, inspector in INSPECTORS:
         if name in known:
             return inspector(known.resolve(name))
-    raise UnknownNameError("part or preset", name, {*VISION, *LANGUAGE, *CONNECTORS, *PRESETS})
+    raise UnknownNameError("part or preset", name, {name for known, _ in INSPECTORS for name in known})
 
 
 def _inspect_vision(name: str) -> Inspection:
@@ -135,6 +146,14 @@ def _inspect_language(name: str) -> Inspection:
         "LoRA targets": spec.lora_targets if isinstance(spec.lora_targets, str) else ", ".join(spec.lora_targets),
     }
     return Inspection("language", name, facts | _origin(spec), tree(module, "language"))
+
+
+def _inspect_text(name: str) -> Inspection:
+    spec = TEXT[name]
+    with torch.device("meta"):
+        module = spec.build(spec, Load(source=None))
+    facts = {"tokens": f"{spec.max_length}", "joint width": f"{spec.width}"}
+    return Inspection("text", name, facts | _origin(spec), tree(module, "text"))
 
 
 def _inspect_connector(name: str) -> Inspection:
@@ -161,6 +180,15 @@ def _inspect_preset(name: str) -> Inspection:
         "run folder": str(config.run_dir),
     }
     return Inspection("preset", name, facts, [row for part in composition(config.model) for row in part])
+
+
+INSPECTORS: tuple[tuple[Registry[Any], Callable[[str], Inspection]], ...] = (
+    (VISION, _inspect_vision),
+    (LANGUAGE, _inspect_language),
+    (TEXT, _inspect_text),
+    (CONNECTORS, _inspect_connector),
+    (PRESETS, _inspect_preset),
+)
 
 
 def composition(config: VisionLanguageConfig) -> Iterator[list[tuple[str, str, int]]]:
