@@ -28,7 +28,7 @@ class Arguments:
     run_root: Path = Path("runs")
     """Folder of the run folders; earlier demo runs with the same seed are replaced."""
     num_questions: int = 500
-    """Held-out questions to answer."""
+    """Held-out questions to answer, equally many of each type."""
     num_captions: int = 200
     """Held-out pictures to rank captions for."""
 

@@ -1,8 +1,10 @@
 """What two stages of training achieved: captions after align, answers after fine-tune, each beside its controls. Used by the demo; knows no preset."""
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ class Measurement:
 
     Attributes:
         num_captions: Held-out pictures to rank captions for.
-        num_questions: Held-out questions to answer.
+        num_questions: Held-out questions to answer, equally many of each type.
         seed: Seed of their choice and of the exchange of pictures.
     """
 
@@ -90,8 +92,8 @@ class Results:
         lost = [kind for kind in self.questions if kind not in gained]
         if not gained:
             return "Honestly: no type of question is answered clearly better than without the picture."
-        modest = f" On {' and '.join(lost)} questions it is not clearly better than the best answer from the question alone." if lost else ""
-        return f"The model answers {' and '.join(gained)} questions from the picture.{modest} One run, one seed, colored shapes: a small model on small data."
+        modest = f" On {', '.join(lost)} questions it is not clearly better than the best answer from the question alone." if lost else ""
+        return f"The model answers {', '.join(gained)} questions from the picture.{modest} One run, one seed, colored shapes: a small model on small data."
 
 
 def measure(
@@ -110,7 +112,7 @@ def measure(
     all_captions = sorted({truth_of(sample) for sample in open_samples("easy-vqa-captions@train")})
     captions = rank_captions(load(align), pictures, all_captions)
     model = load(finetune)
-    samples = choose(open_samples("easy-vqa-questions@test"), how.num_questions, seed=how.seed)
+    samples = choose_by_type(open_samples("easy-vqa-questions@test"), how.num_questions, seed=how.seed)
     answered = answer_all(model, samples)
     shuffled = accuracy_by_type(answer_all(model, exchange_images(samples, seed=how.seed)))
     blind = accuracy_by_type(answer_blind(samples, best_blind_answers(open_samples("easy-vqa-questions@train"))))
@@ -124,6 +126,15 @@ def choose(samples: Sequence[Sample], count: int, *, seed: int) -> list[Sample]:
     """A random choice of samples, all of them if there are fewer."""
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:count]
     return [samples[i] for i in order.tolist()]
+
+
+def choose_by_type(samples: Sequence[Sample], count: int, *, seed: int) -> list[Sample]:
+    """A random choice with equally many samples of each type, so that the rarest type is measured as well as the most frequent."""
+    by_type: dict[str, list[Sample]] = defaultdict(list)
+    for sample in choose(samples, len(samples), seed=seed):
+        by_type[sample.extra["type"]].append(sample)
+    chosen = [group[: count // len(by_type)] for group in by_type.values()]
+    return [sample for together in zip_longest(*chosen) for sample in together if sample is not None]
 
 
 def write(results: Results, folder: Path, *, runs: tuple[Path, Path], watch: Stopwatch, seed: int, chat_line: str) -> None:

@@ -221,7 +221,7 @@ def tree(module: nn.Module, path: str, *, depth: int = TREE_DEPTH) -> list[tuple
 def markdown(columns_left_out: frozenset[str] = frozenset({"source", "license", "answer"})) -> str:
     """The tables of README.md: what can be composed, as Markdown."""
     sections = []
-    for kind in ("vision", "language", "connectors", "presets"):
+    for kind in ("vision", "language", "text", "connectors", "presets"):
         rows = [{column: value for column, value in row.items() if column not in columns_left_out} for row in LISTERS[kind]()]
         header = [column.replace("_", " ") for column in rows[0]]
         lines = [header, ["---"] * len(header), *([_markdown_cell(column, value) for column, value in row.items()] for row in rows)]

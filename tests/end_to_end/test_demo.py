@@ -1,0 +1,56 @@
+"""The whole demo, as a user runs it: real parts, real pictures, the numbers that the README promises."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+MINUTES = 8
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-m", "vlm", "demo", "--data-root", str(folder / "data"), "--run-root", str(folder / "runs")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=3 * MINUTES * 60, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder, result, json.loads((folder / "runs" / "demo" / "summary.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * MINUTES * 60)
+def test_demo_reaches_its_numbers_on_held_out_pictures(demo):
+    _, _, summary = demo
+    align, finetune = summary["align"], summary["finetune"]
+    assert align["nll_shuffled"] - align["nll_matched"] >= 4
+    assert align["caption_accuracy"] >= 0.6 > 10 * align["caption_chance"]
+    assert finetune["color"]["accuracy"] >= 0.85 > 3 * finetune["color"]["question_only"]
+    assert finetune["shape"]["accuracy"] >= 0.95 > 1.5 * finetune["shape"]["question_only"]
+    assert finetune["color"]["shuffled_images"] < 0.4
+    assert {"accuracy", "shuffled_images", "question_only"} <= finetune["yes_no"].keys()
+
+
+@pytest.mark.slow
+def test_demo_stays_in_time_and_memory(demo):
+    _, _, summary = demo
+    assert set(summary["seconds"]) == {"prepare", "align", "finetune", "evaluate", "total"}
+    assert summary["seconds"]["total"] < MINUTES * 60
+    assert summary["peak_rss_gb"] < 4
+    assert summary["seed"] == 7
+    assert "torch" in summary["versions"]
+
+
+@pytest.mark.slow
+def test_demo_writes_a_report_and_ends_with_a_line_that_chats(demo):
+    folder, result, _ = demo
+    page = (folder / "runs" / "demo" / "report.html").read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert page.count("data:image/png;base64,") >= 16
+    line = result.stdout.strip().splitlines()[-1]
+    assert line.startswith("Talk to it: vlm chat ")
+    words = line.removeprefix("Talk to it: vlm ").replace('"', "")
+    run, picture, question = words.split()[1], words.split()[3], "what color is the shape?"
+    chat = subprocess.run([sys.executable, "-m", "vlm", "chat", run, "--image", picture, question], capture_output=True, text=True, check=False)
+    assert chat.returncode == 0, chat.stderr
+    assert chat.stdout.strip() in {"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"}
