@@ -5,5 +5,5 @@ from vlm.conf.schema import LoRAConfig, VisionLanguageConfig
 
 SPECS = llava_recipe(
     VisionLanguageConfig(name="phi2-siglip", vision="siglip-so400m-384", connector="mlp2x-gelu", language="phi-2"),
-    lora=LoRAConfig(rank=128, alpha=256, dropout=0.05),  # LLaVA 1.5's LoRA settings (scripts/v1_5/finetune_lora.sh)
+    lora=LoRAConfig(rank=128, alpha=256.0, dropout=0.05),  # LLaVA 1.5's LoRA settings (scripts/v1_5/finetune_lora.sh)
 )
