@@ -1,6 +1,7 @@
 """Every setting of a run, once, as frozen dataclasses; the docstring under a field is its help text, with unit and range.
 
-Imports no torch and resolves no name: `vlm.models.build` does that after parsing. Values that contradict each other are refused in `check`.
+Imports no torch and resolves no name: `vlm.models.build` does that after parsing. Values out of range are refused where they are set; values
+without effect are named by `vlm.conf.idle`.
 """
 
 from dataclasses import dataclass
@@ -69,6 +70,12 @@ class VisionLanguageConfig:
     def run_name(self) -> str:
         """`name`, or the names of the parts, safe as a folder name."""
         return self.name or f"{self.vision}-{self.connector}-{self.language}".replace(":", "-").replace("/", "-")
+
+
+def _check_at_least(least: int, group: str, **values: float | int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise ConfigError(f"--{group}.{name.replace('_', '-')} is {value}; at least {least}.")
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,12 @@ class StageConfig:
             raise ConfigError(
                 f"Batch sizes are at least 1; got --stage.global-batch-size {self.global_batch_size}, --stage.per-device-batch-size {self.per_device_batch_size}."
             )
+        if not self.name or set(self.name) & set("/\\+"):
+            raise ConfigError(f"--stage.name is {self.name!r}; it becomes part of a folder's name, so it needs letters and neither / nor \\ nor +.")
+        _check_at_least(1, "stage", max_steps=self.max_steps, max_length=self.max_length)
+        _check_at_least(0, "stage", num_workers=self.num_workers, weight_decay=self.weight_decay)
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ConfigError(f"--stage.clip-norm is {self.clip_norm}; it must be positive, and None means no clipping.")
         if self.max_steps is None and self.epochs <= 0:
             raise ConfigError(f"--stage.epochs is {self.epochs}; it must be positive, or --stage.max-steps must be set.")
         for name in ("warmup_ratio", "decay_ratio", "final_lr_ratio"):
@@ -166,6 +179,9 @@ class TrackingConfig:
     """Optimizer steps between two looks at validation pictures with generated text; None: at the end only."""
     num_samples: int = 8
     """Validation pictures a look."""
+
+    def __post_init__(self) -> None:
+        _check_at_least(1, "tracking", log_every=self.log_every, sample_every=self.sample_every, num_samples=self.num_samples)
 
 
 @dataclass(frozen=True)
@@ -194,6 +210,12 @@ class TrainConfig:
     """Optimizer steps between two checkpoints; None: one at the end."""
     overwrite: bool = False
     """Delete the run folder if it exists; without it, an existing one is refused."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise ConfigError(f"--checkpoint-every is {self.checkpoint_every}; at least 1, or None.")
+        if self.seed < 0:
+            raise ConfigError(f"--seed is {self.seed}; at least 0.")
 
     @property
     def run_id(self) -> str:

@@ -38,7 +38,13 @@ def from_dict(values: dict[str, Any], kind: type[T], *, origin: str) -> T:
     try:
         return _converter.structure(values, kind)
     except cattrs.errors.ClassValidationError as error:
+        if refusals := error.split(ConfigError)[0]:
+            raise ConfigError(f"{origin}: {'; '.join(map(str, _leaves(refusals)))}") from error
         raise ConfigError(f"{origin}: {'; '.join(cattrs.transform_error(error))}") from error
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    return [leaf for inner in error.exceptions for leaf in _leaves(inner)] if isinstance(error, BaseExceptionGroup) else [error]
 
 
 def _refuse_unknown_keys(values: Any, kind: Any, origin: str, path: str = "") -> None:
@@ -70,9 +76,13 @@ def read_config(path: Path, kind: type[T]) -> T:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"There is no config file {path}.") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise ConfigError(f"The config file {path} cannot be read: {error.strerror}.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}; expected an object with the settings of a run.")
     version = values.pop("format_version", FORMAT_VERSION)
-    if version > FORMAT_VERSION:
-        raise ConfigError(f"{path} has format_version {version}; this vlm reads up to {FORMAT_VERSION}. Upgrade vlm.")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ConfigError(f"{path} has format_version {version!r}; this vlm reads up to {FORMAT_VERSION}. Upgrade vlm.")
     return from_dict(values, kind, origin=str(path))

@@ -1,0 +1,32 @@
+from dataclasses import replace
+
+import pytest
+
+from vlm.conf.idle import idle_settings
+from vlm.conf.presets import PRESETS
+from vlm.conf.schema import LearningRates, LoRAConfig, LoRATowers, TrackingConfig
+
+BASE = PRESETS["tiny/align"]
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_no_preset_sets_anything_in_vain(name):
+    assert idle_settings(PRESETS[name]) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"stage": replace(BASE.stage, decay_ratio=0.1)}, "--stage.decay-ratio"),
+        ({"stage": replace(BASE.stage, schedule="constant", final_lr_ratio=0.1)}, "--stage.final-lr-ratio"),
+        ({"stage": replace(BASE.stage, epochs=2.0)}, "--stage.epochs"),
+        ({"stage": replace(BASE.stage, lr=LearningRates(language=1e-4))}, "--stage.lr.connector"),
+        ({"tracking": TrackingConfig(wandb_project="mine")}, "--tracking.wandb-project"),
+        ({"tracking": TrackingConfig(sample_every=5)}, "--tracking.sample-every"),
+        ({"model": replace(BASE.model, lora=LoRATowers(LoRAConfig(alpha=32.0)))}, "--model.lora.language"),
+        ({"model": replace(BASE.model, connector_init="ridge"), "init_from": BASE.run_dir}, "--model.connector-init ridge"),
+    ],
+)
+def test_setting_without_effect_is_named(changed, named):
+    (sentence,) = idle_settings(replace(BASE, **changed))
+    assert named in sentence

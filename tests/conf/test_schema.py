@@ -1,0 +1,80 @@
+from dataclasses import replace
+
+import pytest
+
+from vlm.conf.schema import BatchPlan, LearningRates, LoRAConfig, StageConfig, TrackingConfig
+from vlm.errors import ConfigError
+
+STAGE = StageConfig(name="x", dataset="x", lr=LearningRates(connector=1e-3))
+
+
+def plan(size: int, per_device: int, world: int = 1) -> BatchPlan:
+    return BatchPlan.of(replace(STAGE, global_batch_size=size, per_device_batch_size=per_device), world=world)
+
+
+@pytest.mark.parametrize(("size", "per_device", "world", "accumulation"), [(8, 8, 1, 1), (8, 2, 1, 4), (8, 2, 2, 2), (256, 32, 8, 1)])
+def test_plan_multiplies_to_the_global_batch(size, per_device, world, accumulation):
+    assert plan(size, per_device, world) == BatchPlan(world=world, per_device=per_device, accumulation=accumulation)
+
+
+@pytest.mark.parametrize(
+    ("size", "per_device", "world", "nearest"),
+    [
+        (10, 4, 1, "--stage.global-batch-size 8 or 12, or --stage.per-device-batch-size 5"),
+        (128, 48, 1, "--stage.global-batch-size 96 or 144, or --stage.per-device-batch-size 32"),
+        (8, 16, 1, "--stage.global-batch-size 16, or --stage.per-device-batch-size 8"),
+        (7, 2, 2, "--stage.global-batch-size 4 or 8."),
+    ],
+)
+def test_batches_that_do_not_divide_are_refused_with_the_nearest_that_do(size, per_device, world, nearest):
+    with pytest.raises(ConfigError) as caught:
+        plan(size, per_device, world)
+    assert f"is not a multiple of --stage.per-device-batch-size {per_device} x {world} device(s) = {per_device * world}" in str(caught.value)
+    assert nearest in str(caught.value)
+
+
+def test_steps_cover_all_samples():
+    assert [plan(8, 4).steps(samples) for samples in (1, 8, 9)] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"global_batch_size": 0}, "Batch sizes are at least 1"),
+        ({"per_device_batch_size": -1}, "Batch sizes are at least 1"),
+        ({"epochs": 0.0}, "--stage.epochs is 0.0; it must be positive"),
+        ({"max_steps": 0}, "--stage.max-steps is 0; at least 1"),
+        ({"max_length": 0}, "--stage.max-length is 0; at least 1"),
+        ({"num_workers": -1}, "--stage.num-workers is -1; at least 0"),
+        ({"clip_norm": 0.0}, "--stage.clip-norm is 0.0; it must be positive"),
+        ({"weight_decay": -0.1}, "--stage.weight-decay is -0.1; at least 0"),
+        ({"warmup_ratio": 1.5}, "--stage.warmup-ratio is 1.5; it must lie between 0 and 1"),
+        ({"decay_ratio": -0.1}, "--stage.decay-ratio is -0.1"),
+        ({"name": "a/b"}, "--stage.name is 'a/b'"),
+    ],
+)
+def test_values_outside_of_their_range_are_refused(changed, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(STAGE, **changed)
+
+
+@pytest.mark.parametrize("changed", [{"log_every": 0}, {"sample_every": 0}, {"num_samples": 0}])
+def test_tracking_at_every_zeroth_step_is_refused(changed):
+    with pytest.raises(ConfigError, match=r"is 0; at least 1"):
+        TrackingConfig(**changed)
+
+
+def test_all_rates_none_is_refused():
+    with pytest.raises(ConfigError, match="All learning rates are None, so nothing would be trained"):
+        LearningRates()
+
+
+def test_rate_of_zero_is_refused():
+    with pytest.raises(ConfigError, match=r"--stage.lr.vision is 0.0; a learning rate is positive, and None freezes"):
+        LearningRates(vision=0.0)
+
+
+@pytest.mark.parametrize("values", [{"rank": -1}, {"dropout": 1.0}])
+def test_impossible_adapter_is_refused(values):
+    with pytest.raises(ConfigError, match="LoRA needs rank >= 0 and 0 <= dropout < 1"):
+        LoRAConfig(**values)
