@@ -26,13 +26,10 @@ def run(config: TrainConfig) -> Path | None:
     Raises:
         VLMError: If names, data, weights or settings do not fit; everything that can be is checked before weights are loaded.
     """
-    from vlm.distributed.launch import launch, leave
+    from vlm.distributed.launch import launch
     from vlm.evaluate.validation import look, validation_loss
     from vlm.training.stage import Validation, run_stage
 
     world = launch(config.device)
-    try:
-        run_dir = run_stage(config, world, Validation(loss=validation_loss, look=look))
-    finally:
-        leave()
+    run_dir = run_stage(config, world, Validation(loss=validation_loss, look=look))
     return run_dir if world.is_main else None

@@ -55,7 +55,7 @@ def train(
 
     Raises:
         DataFormatError: If a global batch has no labelled token.
-        ConfigError: If the loss is not a number.
+        ConfigError: If the loss or its gradient is not a number.
     """
     optimizer = make_optimizer(model, stage)
     schedule = make_schedule(optimizer, stage, num_steps)
@@ -69,6 +69,7 @@ def train(
         loss = _accumulate(wrapped, micro_batches, world=world, autocast=autocast, step=step)
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(weights, stage.clip_norm if stage.clip_norm is not None else math.inf).item()
+        _refuse_nan(norm, "norm of the gradient", step)
         rates = rates_by_part(optimizer)
         optimizer.step()
         schedule.step()
@@ -81,7 +82,10 @@ def train(
 
 
 def _take(stream: Iterator[ChatBatch], count: int, device: torch.device) -> list[ChatBatch]:
-    return [batch.to(device) for batch in islice(stream, count)]
+    batches = [batch.to(device) for batch in islice(stream, count)]
+    if len(batches) < count:
+        raise ValueError(f"The data ended within a step: {count} micro-batches were wanted, {len(batches)} came.")
+    return batches
 
 
 def _accumulate(model: nn.Module, micro_batches: list[ChatBatch], *, world: World, autocast: bool, step: int) -> float:
@@ -95,17 +99,21 @@ def _accumulate(model: nn.Module, micro_batches: list[ChatBatch], *, world: Worl
         raise DataFormatError(
             f"Step {step}: no sample of the global batch has a labelled token. Check that the answers of the dataset are not empty."
         )
-    total = 0.0
+    sums = []
     for i, batch in enumerate(micro_batches):
         with gradient_exchange(model, on=i + 1 == len(micro_batches)):
             with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=autocast):
                 loss = model(batch)
             (loss.sum * (world.size / count)).backward()
-        total += loss.sum.item()
-    mean = sum_over_ranks(total, world) / count
-    if not math.isfinite(mean):
-        raise ConfigError(f"Step {step}: the loss is {mean}. Lower the learning rates (--stage.lr.*) or use --precision fp32.")
+        sums.append(loss.sum.detach())
+    mean = sum_over_ranks(sum(part.item() for part in sums), world) / count
+    _refuse_nan(mean, "loss", step)
     return mean
+
+
+def _refuse_nan(value: float, what: str, step: int) -> None:
+    if not math.isfinite(value):
+        raise ConfigError(f"Step {step}: the {what} is {value}. Lower the learning rates (--stage.lr.*) or use --precision fp32.")
 
 
 def _metrics(

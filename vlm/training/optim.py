@@ -50,7 +50,7 @@ def rate_factor(step: int, stage: StageConfig, num_steps: int) -> float:
 
 DECAYS = {
     "cosine": lambda progress, _: 0.5 * (1 + math.cos(math.pi * progress)),
-    "wsd": lambda progress, decay: 1.0 if progress < 1 - decay else (1 - progress) / decay,
+    "wsd": lambda progress, decay: 1.0 if progress <= 1 - decay else (1 - progress) / decay,
     "constant": lambda progress, _: 1.0,
 }
 

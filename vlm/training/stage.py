@@ -4,29 +4,33 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from vlm.conf.idle import idle_settings
 from vlm.conf.schema import BatchPlan, TrainConfig
 from vlm.conf.serialize import to_dict
 from vlm.data.loader import ChatExamples, make_loader
-from vlm.data.reader import SampleSet, open_dataset
+from vlm.data.reader import open_dataset
 from vlm.data.sample import Sample
 from vlm.distributed.collectives import wait_for_all
 from vlm.distributed.launch import choose_precision
+from vlm.errors import ConfigError
 from vlm.models import checkpoint
 from vlm.models.build import build, resolve
 from vlm.models.vision_language import PARTS, VisionLanguageModel
-from vlm.tracking import JSONL, Progress, Shown, Tracker, Trackers, WandB
+from vlm.tracking import JSONL, Progress, Shown, Tracker, Trackers, WandB, check_trackers
 from vlm.training import run_folder
 from vlm.training.loop import Hooks, count_steps, train
+from vlm.training.recompute import recompute
+from vlm.training.start import find_start, freeze_unused, load_start
 from vlm.training.warm_start import warm_start
 from vlm.types import ChatBatch, World
 
 log = logging.getLogger(__name__)
 
-ONE_AT_A_TIME = BatchPlan(world=1, per_device=16, accumulation=1)  # of reading data outside of training
+SINGLY = BatchPlan(world=1, per_device=1, accumulation=1)  # each sample exactly once
+BATCHES_OF_16 = BatchPlan(world=1, per_device=16, accumulation=1)  # one step is one batch
 WARM_START_SAMPLES = 2_048
 
 
@@ -50,56 +54,82 @@ def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path
         VLMError: If anything does not fit; names, batch arithmetic, data and the run folder are checked before weights are loaded.
     """
     config = replace(config, model=replace(config.model, template=config.stage.template or config.model.template))
-    plan = BatchPlan.of(config.stage, world=world.size)
-    resolve(config.model)
-    run_folder.check_free(config)
+    plan = _check(config, world)
+    start = find_start(config)
     samples = open_dataset(config.stage.dataset, data_root=config.data_root)
-    held_out = open_dataset(config.stage.validation, data_root=config.data_root) if config.stage.validation else None
+    shown = _shown_samples(config)
     num_steps = count_steps(config.stage, len(samples))
     precision = choose_precision(config.precision, world.device)
 
-    model = _build(config, precision).to(world.device)
+    model = _build(config, precision, start).to(world.device)
     if world.is_main:
         run_folder.create(config)
+        steps = f"{num_steps} steps of {config.stage.global_batch_size}"
         log.info(
-            "%s: %d samples, %d steps of %d, %s on %s",
-            config.run_id,
-            len(samples),
-            num_steps,
-            config.stage.global_batch_size,
-            precision,
-            world.device,
+            "%s: %d samples, %s, %s on %s x %d\n%s", config.run_id, len(samples), steps, precision, world.device.type, world.size, describe(model)
         )
-        log.info(describe(model))
     wait_for_all(world)
-    if config.model.connector_init == "ridge" and config.init_from is None:
-        some = min(len(samples), WARM_START_SAMPLES)
-        warm_start(model, make_loader(_examples(config, model, samples), plan=ONE_AT_A_TIME, seed=config.seed, num_steps=ONE_AT_A_TIME.steps(some)))
+    examples = _examples(config, model, samples)
+    if config.model.connector_init == "ridge" and start is None:
+        num_batches = BATCHES_OF_16.steps(min(len(samples), WARM_START_SAMPLES))
+        warm_start(model, make_loader(examples, plan=BATCHES_OF_16, seed=config.seed, num_steps=num_batches))
     batches = make_loader(
-        _examples(config, model, samples), plan=plan, rank=world.rank, seed=config.seed, num_steps=num_steps, num_workers=config.stage.num_workers
+        examples,
+        plan=plan,
+        rank=world.rank,
+        seed=config.seed,
+        num_steps=num_steps,
+        num_workers=config.stage.num_workers,
+        pin_memory=world.device.type == "cuda",
     )
+    autocast = precision == "bf16-mixed"
     with Trackers(_trackers(config, num_steps) if world.is_main else []) as trackers:
-        hooks = _hooks(config, model, held_out, validation, trackers, world=world, num_steps=num_steps)
-        train(model, batches, stage=config.stage, plan=plan, num_steps=num_steps, world=world, autocast=precision == "bf16-mixed", hooks=hooks)
+        hooks = _hooks(config, model, shown, validation, trackers, world=world, num_steps=num_steps, autocast=autocast)
+        train(model, batches, stage=config.stage, plan=plan, num_steps=num_steps, world=world, autocast=autocast, hooks=hooks)
+    wait_for_all(world)  # the other ranks stay until the main one has written the last checkpoint
     return config.run_dir
 
 
-def _build(config: TrainConfig, precision: str) -> VisionLanguageModel:
-    """The model of a run, started from another run's weights if the config says so."""
+def _check(config: TrainConfig, world: World) -> BatchPlan:
+    """Everything that can be refused without data or weights; returns how batches are cut.
+
+    The run folder is the main process's business: it may exist already when another rank comes here.
+    """
+    plan = BatchPlan.of(config.stage, world=world.size)
+    parts = resolve(config.model)
+    context, length = parts.language.max_length, config.stage.max_length
+    if length is not None and length > context:
+        raise ConfigError(f"--stage.max-length is {length}, but {config.model.language} reads {context} tokens. Set it to {context} at most.")
+    check_trackers(config.tracking.trackers)
+    if world.is_main:
+        for line in idle_settings(config):
+            log.warning("warning: %s", line)
+        run_folder.check(config)
+    return plan
+
+
+def _shown_samples(config: TrainConfig) -> list[Sample]:
+    """The validation samples that are looked at, the first of the dataset; none without a validation dataset."""
+    if not config.stage.validation:
+        return []
+    held_out = open_dataset(config.stage.validation, data_root=config.data_root)
+    return [held_out[i] for i in range(min(config.tracking.num_samples, len(held_out)))]
+
+
+def _build(config: TrainConfig, precision: str, start: Path | None) -> VisionLanguageModel:
+    """The model of a run, started from another run's weights if there is one."""
     torch.manual_seed(config.seed)
     model = build(config.model, precision=precision, trained=config.stage.lr.trained, seed=config.seed)
+    for line in load_start(model, start) if start is not None else []:
+        log.info(line)
+    if unused := freeze_unused(model):
+        log.info("vision: %s values lie behind the chosen layer, and stay as they are", f"{unused:,}")
     if config.stage.gradient_checkpointing:
-        language: Any = model.language.model
-        language.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.init_from is not None:
-        folder = checkpoint.find_checkpoint(config.init_from, run_root=config.run_root)
-        checkpoint.check_fingerprints(model, checkpoint.read_manifest(folder), folder)
-        for line in checkpoint.load_trained(model, folder):
-            log.info("from %s: %s", folder, line)
+        recompute(model.language.blocks())
     return model
 
 
-def _examples(config: TrainConfig, model: VisionLanguageModel, samples: SampleSet) -> ChatExamples:
+def _examples(config: TrainConfig, model: VisionLanguageModel, samples: Sequence[Sample]) -> ChatExamples:
     language = model.language
     return ChatExamples(
         samples,
@@ -108,7 +138,7 @@ def _examples(config: TrainConfig, model: VisionLanguageModel, samples: SampleSe
         image_token_id=language.image_token_id,
         policy=model.image_policy,
         tokens_per_image=model.tokens_per_image,
-        max_length=min(config.stage.max_length or language.max_length, language.max_length),
+        max_length=config.stage.max_length or language.max_length,
     )
 
 
@@ -123,25 +153,26 @@ def describe(model: VisionLanguageModel) -> str:
 
 def _trackers(config: TrainConfig, num_steps: int) -> list[Tracker]:
     tracking = config.tracking
-    trackers: list[Tracker] = [Progress(config.run_id, num_steps)]
-    if "jsonl" in tracking.trackers:
-        trackers.append(JSONL(config.run_dir / "metrics.jsonl"))
-    if "wandb" in tracking.trackers:
+    trackers: list[Tracker] = []
+    if "wandb" in tracking.trackers:  # first: it may refuse, and then nothing else is open
         trackers.append(
             WandB(run_id=config.run_id, run_dir=config.run_dir, config=to_dict(config), project=tracking.wandb_project, entity=tracking.wandb_entity)
         )
-    return trackers
+    if "jsonl" in tracking.trackers:
+        trackers.append(JSONL(config.run_dir / "metrics.jsonl"))
+    return [*trackers, Progress(config.run_id, num_steps)]
 
 
 def _hooks(
     config: TrainConfig,
     model: VisionLanguageModel,
-    held_out: SampleSet | None,
+    shown: Sequence[Sample],
     validation: Validation,
     trackers: Trackers,
     *,
     world: World,
     num_steps: int,
+    autocast: bool,
 ) -> Hooks:
     tracking = config.tracking
 
@@ -152,13 +183,14 @@ def _hooks(
     def after_step(step: int) -> None:
         if not world.is_main:
             return
-        if held_out is not None and is_due(step, tracking.sample_every, num_steps):
-            count = min(tracking.num_samples, len(held_out))
-            batches = make_loader(_examples(config, model, held_out), plan=ONE_AT_A_TIME, seed=config.seed, num_steps=ONE_AT_A_TIME.steps(count))
-            trackers.log(step, {"validation_loss": validation.loss(model, batches)})
-            trackers.show(step, validation.look(model, [held_out[i] for i in range(count)]))
-        if is_due(step, config.checkpoint_every, num_steps):
+        if is_due(step, config.checkpoint_every, num_steps):  # before anything is looked at, so that a broken validation picture costs no weights
             checkpoint.save(model, config.model, run_folder.checkpoint_folder(config.run_dir, step))
+        if shown and is_due(step, tracking.sample_every, num_steps):
+            batches = make_loader(_examples(config, model, shown), plan=SINGLY, seed=config.seed, num_steps=len(shown))
+            with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=autocast):
+                loss = validation.loss(model, batches)
+            trackers.log(step, {"validation_loss": loss})
+            trackers.show(step, validation.look(model, shown))
 
     return Hooks(log=log_step, after_step=after_step)
 

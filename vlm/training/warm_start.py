@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def warm_start(model: VisionLanguageModel, batches: Iterable[ChatBatch]) -> float:
-    """Fit the connector's last layer on batches in which every sample shows exactly one tile.
+    """Fit the connector's last layer on the samples that show exactly one tile.
 
     Args:
         model: The model whose connector is fitted, in place.
@@ -29,21 +29,22 @@ def warm_start(model: VisionLanguageModel, batches: Iterable[ChatBatch]) -> floa
     Raises:
         ConfigError: If the data has no such sample.
     """
-    features, targets, seen = [], [], 0
+    features, targets = [], []
     special = torch.tensor(sorted(model.language.tokenizer.all_special_ids))
     for batch in batches:
-        one_each = len(batch.pixels) == batch.num_samples == batch.ids.shape[0]
-        if one_each:
-            features.append(model.vision(batch.pixels.to(model.device)).float().cpu())
-            targets.append(mean_answer_embedding(model, batch, special))
-            seen += batch.num_samples
+        tiles = (batch.ids == model.language.image_token_id).sum(1) // model.tokens_per_tile  # [B]
+        alone = tiles == 1
+        if alone.any():
+            pixels = batch.pixels[(tiles.cumsum(0) - tiles)[alone]]
+            features.append(model.vision(pixels.to(model.device)).float().cpu())
+            targets.append(mean_answer_embedding(model, batch, special)[alone])
     if not features:
-        raise ConfigError("connector_init ridge found no batch in which every sample has exactly one image tile. Use --model.connector-init random.")
+        raise ConfigError("connector_init ridge found no sample with exactly one image tile. Use --model.connector-init random.")
     weight = next(model.connector.parameters())
     place = {"device": weight.device, "dtype": weight.dtype}
     explained = ridge_start(model.connector.cpu().float(), torch.cat(features), torch.cat(targets))
     model.connector.to(**place)
-    log.info("connector: ridge start on %d samples explains %.0f %% of the answers' mean embedding", seen, 100 * explained)
+    log.info("connector: ridge start on %d samples explains %.0f %% of the answers' mean embedding", sum(map(len, features)), 100 * explained)
     return explained
 
 
