@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from vlm.errors import UnknownNameError, VLMError
@@ -16,6 +17,8 @@ COMMANDS = {
     "pretrain": "Run one stage of training: align, finetune.",
     "chat": "Ask a trained model about pictures.",
 }
+
+SECONDS_FOR_RANK_0 = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +40,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads collapse when anything else runs; must be set before torch is imported
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     argv, debug = [word for word in argv if word != "--debug"], "--debug" in argv
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING if _rank() else logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "transformers", "datasets", "filelock", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
@@ -47,10 +50,29 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     except VLMError as error:
         if debug:
             raise
-        print(f"vlm {name}: {error}", file=sys.stderr)
+        _report(f"vlm {name}: {error}")
         return 2
     except KeyboardInterrupt:
+        print(f"vlm {name}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # of `vlm list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes standard output once more when it ends
+        return 141
+
+
+def _report(line: str) -> None:
+    """Print an error on one line; of several processes with the same error, the first one prints it.
+
+    The others wait a little: torchrun ends them as soon as the first has failed. Where only another one has failed, it speaks after that time.
+    """
+    if _rank():
+        time.sleep(SECONDS_FOR_RANK_0)
+        line = f"[rank {_rank()}] {line}"
+    print(line, file=sys.stderr, flush=True)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))  # torchrun's
 
 
 def _usage() -> str:

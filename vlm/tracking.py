@@ -1,14 +1,15 @@
 """Where metrics go: the console, a JSONL file, Weights & Biases. Knows numbers and pictures, not what they measure."""
 
+import importlib.util
 import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from vlm.errors import MissingPackageError
+from vlm.errors import ConfigError, MissingPackageError
 
 SECONDS_BETWEEN_LINES = 10.0  # on something that is no terminal, where a progress bar cannot move
 
@@ -23,6 +24,7 @@ class Shown:
     generated: str
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Takes what a run reports."""
 
@@ -37,6 +39,16 @@ class Tracker(Protocol):
     def finish(self) -> None:
         """The run is over."""
         ...
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Make sure that the trackers' packages are installed.
+
+    Raises:
+        MissingPackageError: If one is not.
+    """
+    if "wandb" in names and importlib.util.find_spec("wandb") is None:
+        raise MissingPackageError("wandb", needed_for="--tracking.trackers wandb", extra="track")
 
 
 class Progress:
@@ -72,21 +84,24 @@ class Progress:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Move the bar, or print a line."""
         speed = f"  {metrics['tokens_per_second']:.0f} tokens/s" if "tokens_per_second" in metrics else ""
-        text = f"loss {metrics['loss']:.3f}{speed}" if "loss" in metrics else ""
+        if "loss" not in metrics:
+            self._print(f"  step {step}  " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+            return
+        text = f"loss {metrics['loss']:.3f}{speed}"
         self._bar.update(self._task, completed=step, text=text)
         now = time.monotonic()
-        if not self._live and text and (now - self._printed >= SECONDS_BETWEEN_LINES or step == self._num_steps):
+        if not self._live and (now - self._printed >= SECONDS_BETWEEN_LINES or step == self._num_steps):
             left = (now - self._started) / step * (self._num_steps - step)
-            line = f"{self._title} {step}/{self._num_steps}  {text}  {left:.0f} s left"
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._print(f"{self._title} {step}/{self._num_steps}  {text}  {left:.0f} s left")
             self._printed = now
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
         """Print what the model said."""
         for sample in samples:
-            self._bar.console.print(
-                f"  step {step}  {sample.question!r} -> {sample.generated!r} (truth: {sample.reference!r})", markup=False, highlight=False
-            )
+            self._print(f"  step {step}  {sample.question!r} -> {sample.generated!r} (truth: {sample.reference!r})")
+
+    def _print(self, line: str) -> None:
+        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def finish(self) -> None:
         """Close the bar."""
@@ -109,8 +124,11 @@ class JSONL:
         self._write({"step": step, "samples": [vars(sample) | {"image": str(sample.image or "")} for sample in samples]})
 
     def _write(self, values: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise ConfigError(f"{self._file.name} cannot be written: {error.strerror}. Free space, or choose another --run-root.") from error
 
     def finish(self) -> None:
         """Close the file."""
@@ -124,26 +142,33 @@ class WandB:
         """Start a run under the run folder's name.
 
         Raises:
-            MissingPackageError: If wandb is not installed.
+            ConfigError: If the service refuses or cannot be reached.
         """
-        try:
-            import wandb
-        except ImportError:
-            raise MissingPackageError("wandb", needed_for="--tracking.trackers wandb", extra="track") from None
+        import wandb
+
         self._wandb = wandb
-        self._run = wandb.init(project=project, entity=entity, name=run_id, dir=str(run_dir), config=dict(config))
+        try:
+            self._run = wandb.init(project=project, entity=entity, name=run_id, dir=str(run_dir), config=dict(config))
+        except wandb.Error as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise ConfigError(f"Weights & Biases did not start: {reason}. Run `wandb login`, or set WANDB_MODE=offline.") from error
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics under their own names."""
         self._run.log(dict(metrics), step=step)
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
-        """Log a table of pictures."""
+        """Log the pictures with what was said as captions, and a table; the table alone would keep its pictures out of the run's folder when offline."""
         table = self._wandb.Table(columns=["image", "question", "reference", "generated"])
+        pictures = []
         for sample in samples:
-            image = self._wandb.Image(str(sample.image)) if sample.image else None
+            image = None
+            if sample.image is not None:
+                caption = f"{sample.question} -> {sample.generated} (truth: {sample.reference})"
+                image = self._wandb.Image(str(sample.image), caption=caption)
+                pictures.append(image)
             table.add_data(image, sample.question, sample.reference, sample.generated)
-        self._run.log({"samples": table}, step=step)
+        self._run.log({"samples": table, "pictures": pictures} if pictures else {"samples": table}, step=step)
 
     def finish(self) -> None:
         """Close the run."""

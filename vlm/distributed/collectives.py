@@ -1,4 +1,4 @@
-"""What ranks tell each other. Every function is the identity in a run of one process."""
+"""What ranks tell each other. Every function changes nothing in a run of one process."""
 
 import torch
 
@@ -8,8 +8,8 @@ from vlm.types import World
 def sum_over_ranks(value: float | int, world: World) -> float:
     """The sum of a number over all ranks."""
     if world.size == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64, device="cpu" if world.device.type == "cpu" else world.device)
+        return float(value)
+    total = torch.tensor(value, dtype=torch.float64, device=world.device)
     torch.distributed.all_reduce(total)
     return total.item()
 

@@ -1,5 +1,6 @@
 """The World of this run, from what torchrun (or `accelerate launch`) put into the environment. Launches nothing itself."""
 
+import atexit
 import os
 
 import torch
@@ -8,10 +9,11 @@ from vlm.errors import ConfigError
 from vlm.types import World
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
+PRECISIONS = ("auto", "fp32", "bf16-mixed", "bf16")
 
 
 def launch(device: str = "auto") -> World:
-    """Join the process group, if there is one, and choose this process's device.
+    """Join the process group, if there is one, and choose this process's device. The group stays until the process ends, for further runs in it.
 
     Args:
         device: auto (CUDA, else mps, else cpu), cuda, mps or cpu.
@@ -22,10 +24,29 @@ def launch(device: str = "auto") -> World:
     kind = choose_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World.single(kind)
+    kind = _check_shared(kind, device)
     from accelerate import PartialState
 
+    if not torch.distributed.is_initialized():
+        atexit.register(leave)
     state = PartialState(cpu=kind == "cpu")  # gloo on cpu, nccl on cuda
     return World(rank=state.process_index, size=state.num_processes, device=torch.device(state.device or kind))
+
+
+def _check_shared(kind: str, asked: str) -> str:
+    """The device of one process of several.
+
+    Raises:
+        ConfigError: If the machine has fewer GPUs than processes, or its device serves one process only.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if kind == "mps" and asked == "auto":
+        return "cpu"
+    if kind == "mps":
+        raise ConfigError("--device mps serves one process. Start without torchrun, or use --device cpu.")
+    if kind == "cuda" and processes > torch.cuda.device_count():
+        raise ConfigError(f"{processes} processes for {torch.cuda.device_count()} GPU(s). Lower --nproc-per-node, or use --device cpu.")
+    return kind
 
 
 def choose_device(device: str) -> str:
@@ -53,7 +74,13 @@ def leave() -> None:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """`auto` resolved: bf16-mixed where the device computes faster in bf16 than in fp32, else fp32."""
+    """`auto` resolved: bf16-mixed where the device computes faster in bf16 than in fp32, else fp32.
+
+    Raises:
+        ConfigError: If the precision is unknown.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"--precision {precision} is not one of {', '.join(PRECISIONS)}.")
     if precision != "auto":
         return precision
     fast = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False), "cpu": _cpu_has_bf16_units}.get(device.type, lambda: False)

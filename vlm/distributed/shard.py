@@ -14,7 +14,8 @@ def data_parallel(model: nn.Module, world: World) -> nn.Module:
         return model
     from accelerate import Accelerator
 
-    return Accelerator(cpu=world.device.type == "cpu").prepare_model(model)
+    # Autocast is the loop's, whatever `accelerate launch` was told.
+    return Accelerator(cpu=world.device.type == "cpu", mixed_precision="no").prepare_model(model)
 
 
 def gradient_exchange(model: Any, *, on: bool) -> AbstractContextManager:
