@@ -1,0 +1,123 @@
+import json
+import logging
+
+import pytest
+from tiny_data import metrics, write
+
+import vlm
+from vlm.conf.schema import LearningRates, TrackingConfig
+from vlm.errors import CheckpointError, ConfigError, DataFormatError
+from vlm.training.stage import is_due
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_run_folder_holds_config_metrics_and_checkpoints(tiny, tmp_path):
+    run_dir = vlm.train(tiny("align", max_steps=4, checkpoint_every=2))
+    assert run_dir == tmp_path / "runs" / "tiny+align+x7"
+    steps = [f"checkpoints/step-{step:06d}/{name}" for step in (2, 4) for name in ("model.json", "weights.safetensors")]
+    assert files(run_dir) == {"config.json", "metrics.jsonl", *steps}
+    manifest = json.loads((run_dir / "checkpoints" / "step-000004" / "model.json").read_text(encoding="utf-8"))
+    assert manifest["format_version"] == 1
+    assert manifest["stored"] == ["connector"]
+    assert set(manifest["fingerprints"]) == {"vision", "language"}
+    assert [path.name for path in run_dir.parent.iterdir()] == [run_dir.name]
+
+
+def test_existing_run_folder_is_refused_unless_overwrite(tiny):
+    run_dir = vlm.train(tiny("align", max_steps=1))
+    (run_dir / "notes.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"Run folder .*tiny\+align\+x7 exists. Use --overwrite"):
+        vlm.train(tiny("align", max_steps=1))
+    assert (run_dir / "notes.txt").exists()
+    vlm.train(tiny("align", max_steps=1, overwrite=True))
+    assert not (run_dir / "notes.txt").exists()
+
+
+def test_metrics_have_a_line_a_step_and_the_validation(tiny, data):
+    run_dir = vlm.train(tiny("align", validation=str(data), tracking=TrackingConfig(num_samples=3, sample_every=2)))
+    lines = metrics(run_dir)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [2, 4]
+    (first, last) = [line for line in lines if "samples" in line]
+    assert (first["step"], last["step"]) == (2, 4)
+    assert [sample["question"] for sample in last["samples"]] == ["<image>\nWhat color?"] * 3
+    assert [sample["reference"] for sample in last["samples"]] == [f"The color is {color}." for color in ("red", "green", "blue")]
+    assert last["samples"][0]["image"].endswith("red.png")
+
+
+def test_validation_loss_is_the_mean_over_the_tokens_of_the_samples_shown(tiny, data):
+    config = tiny("align", validation=str(data), tracking=TrackingConfig(num_samples=8), max_steps=1, lr=LearningRates(connector=1e-12))
+    lines = metrics(vlm.train(config))
+    (validation,) = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    assert validation == pytest.approx(lines[0]["loss"], abs=1e-4)  # the same eight samples, weights all but unchanged
+
+
+def test_log_every_thins_out_the_lines_but_keeps_the_last(tiny):
+    run_dir = vlm.train(tiny("align", max_steps=5, tracking=TrackingConfig(log_every=2)))
+    assert [line["step"] for line in metrics(run_dir)] == [2, 4, 5]
+
+
+def test_epochs_say_how_many_steps(tiny):
+    run_dir = vlm.train(tiny("align", max_steps=None, epochs=1.5, global_batch_size=4))
+    assert len(metrics(run_dir)) == 3  # 8 samples, one and a half times, four a step
+
+
+def test_weights_are_stored_before_a_broken_validation_picture_is_met(tiny, tmp_path):
+    held_out = write(tmp_path / "held_out")
+    (held_out.parent / "red.png").write_bytes(b"no picture")
+    config = tiny("align", validation=str(held_out))
+    with pytest.raises(DataFormatError, match=r"red.png cannot be read"):
+        vlm.train(config)
+    assert (config.run_dir / "checkpoints" / "step-000004" / "model.json").is_file()
+
+
+def test_length_beyond_the_context_is_refused_before_anything_is_built(tiny, monkeypatch):
+    monkeypatch.setattr("vlm.training.stage.build", lambda *_, **__: pytest.fail("built"))
+    with pytest.raises(ConfigError, match=r"--stage.max-length is 4096, but tiny-llama reads 512 tokens"):
+        vlm.train(tiny("align", max_length=4096))
+
+
+def test_lora_without_a_rate_is_refused(tiny):
+    with pytest.raises(ConfigError, match="the adapter would never change"):
+        vlm.train(tiny("finetune", lr=LearningRates(connector=1e-3)))
+
+
+def test_settings_without_effect_are_named(tiny, caplog):
+    with caplog.at_level(logging.WARNING, logger="vlm"):
+        vlm.train(tiny("align", max_steps=1, decay_ratio=0.5))
+    assert "--stage.decay-ratio has no effect with --stage.schedule cosine" in caplog.text
+
+
+def test_sizes_of_the_parts_are_said(tiny, caplog):
+    with caplog.at_level(logging.INFO, logger="vlm"):
+        vlm.train(tiny("finetune", max_steps=1))
+    assert "tiny+finetune+x7: 8 samples, 1 steps of 8, fp32 on cpu x 1" in caplog.text
+    line = next(line for line in caplog.text.splitlines() if line.split()[:1] == ["language"])
+    assert line.split() == ["language", "44,064", "parameters,", "896", "trained"]
+
+
+def test_full_disk_keeps_earlier_checkpoints_and_says_what_to_do(tiny, monkeypatch):
+    import vlm.models.checkpoint as checkpoint
+
+    saved = checkpoint.save_file
+
+    def save_once(state, path):
+        if "000002" in str(path):
+            raise OSError(28, "No space left on device")
+        saved(state, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", save_once)
+    config = tiny("align", checkpoint_every=1)
+    with pytest.raises(
+        CheckpointError, match=r"step-000002 could not be written: .*No space left on device. Free space or choose another --run-root"
+    ):
+        vlm.train(config)
+    assert [path.name for path in (config.run_dir / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_a_step_is_due_at_every_nth_and_at_the_last():
+    assert [step for step in range(1, 8) if is_due(step, 3, 7)] == [3, 6, 7]
+    assert [step for step in range(1, 8) if is_due(step, None, 7)] == [7]

@@ -1,0 +1,93 @@
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vlm
+from vlm.conf.schema import LearningRates, LoRAConfig, LoRATowers
+from vlm.errors import CheckpointError, ConfigError
+from vlm.models.build import build
+from vlm.training.start import freeze_unused
+
+
+def test_init_from_starts_with_the_stored_weights_and_says_so(tiny, caplog):
+    aligned = vlm.train(tiny("align"))
+    stored = load_file(aligned / "checkpoints" / "step-000004" / "weights.safetensors")
+    with caplog.at_level(logging.INFO, logger="vlm"):
+        run_dir = vlm.train(tiny("finetune", init_from=aligned, max_steps=1, lr=LearningRates(connector=1e-9, language=1e-9)))
+    after = load_file(run_dir / "checkpoints" / "step-000001" / "weights.safetensors")
+    for name, tensor in stored.items():
+        torch.testing.assert_close(after[name], tensor, atol=1e-7, rtol=0)
+    said = caplog.text
+    assert f"from {aligned / 'checkpoints' / 'step-000004'}: connector: {len(stored)} tensors, 1,600 values" in said
+    assert "language, which starts as its source has it" in said
+
+
+def test_init_from_takes_a_unique_prefix_of_a_run(tiny):
+    vlm.train(tiny("align", max_steps=1))
+    vlm.train(tiny("finetune", max_steps=1, init_from=Path("tiny+al")))
+    with pytest.raises(ConfigError, match="2 runs begin with 'tiny'"):
+        vlm.train(tiny("finetune", max_steps=1, init_from=Path("tiny"), seed=8))
+    with pytest.raises(ConfigError, match=r"no run that begins with 'none'.*tiny\+align\+x7"):
+        vlm.train(tiny("finetune", max_steps=1, init_from=Path("none"), seed=8))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"connector": "mlp3x-gelu"}, "has the connector 'mlp2x-gelu', this run 'mlp3x-gelu'. Set --model.connector mlp2x-gelu"),
+        ({"vision": "tiny-clip"}, "has the vision 'tiny-siglip', this run 'tiny-clip'"),
+        ({"language": "tiny-qwen2"}, "has the language 'tiny-llama', this run 'tiny-qwen2'"),
+    ],
+)
+def test_init_from_refuses_other_parts(tiny, changed, message):
+    aligned = vlm.train(tiny("align", max_steps=1))
+    config = tiny("finetune", init_from=aligned)
+    with pytest.raises(CheckpointError) as caught:
+        vlm.train(replace(config, model=replace(config.model, **changed)))
+    assert message in str(caught.value)
+    assert not config.run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    "adapter", [LoRAConfig(rank=8, alpha=8.0), LoRAConfig(rank=4, alpha=1.0), LoRAConfig(rank=4, alpha=8.0, targets="all-linear")]
+)
+def test_init_from_refuses_another_adapter(tiny, adapter):
+    first = vlm.train(tiny("finetune", max_steps=1))
+    config = tiny("finetune", init_from=first, seed=8)
+    with pytest.raises(CheckpointError, match=r"has the adapter LoRAConfig\(rank=4, alpha=8.0"):
+        vlm.train(replace(config, model=replace(config.model, lora=LoRATowers(language=adapter))))
+
+
+def test_init_from_names_how_pictures_were_prepared_otherwise(tiny, caplog):
+    aligned = vlm.train(tiny("align", max_steps=1))
+    config = tiny("finetune", init_from=aligned, max_steps=1)
+    vlm.train(replace(config, model=replace(config.model, resize="pad")))
+    assert "was trained with resize 'squash', this run uses 'pad'" in caplog.text
+
+
+def test_towers_other_than_those_of_the_checkpoint_are_refused(tiny, monkeypatch):
+    aligned = vlm.train(tiny("align", max_steps=1))
+    monkeypatch.setattr("vlm.backbones.vision.tiny.SEED", 1)
+    with pytest.raises(CheckpointError, match=r"The vision weights are not those that .* was trained with: fingerprint"):
+        vlm.train(tiny("finetune", init_from=aligned, max_steps=1))
+
+
+@pytest.mark.parametrize("vision", ["tiny-siglip", "tiny-clip", "tiny-dinov2", "tiny-fused"])
+def test_weights_behind_the_chosen_layer_are_frozen_and_all_others_get_a_gradient(tiny, vision):
+    config = replace(tiny().model, vision=vision)
+    model = build(config, precision="fp32", trained=("vision", "connector"))
+    before = sum(p.numel() for p in model.vision.parameters())
+    frozen = freeze_unused(model)
+    assert 0 < frozen < before
+    size = model.image_policy.size
+    model.encode_images(torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)).sum().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.vision.parameters())
+    assert freeze_unused(model) == 0
+
+
+def test_a_frozen_backbone_is_left_alone(tiny):
+    assert freeze_unused(build(tiny().model, precision="fp32", trained=("connector",))) == 0
