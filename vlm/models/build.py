@@ -110,4 +110,4 @@ def freeze(model: VisionLanguageModel, trained: tuple[str, ...], *, has_adapter:
     for part in PARTS:
         for name, weight in getattr(model, part).named_parameters():
             weight.requires_grad_(part in trained and (is_lora(name) or not (part == "language" and has_adapter)))
-    model.altered |= set(trained)
+    model.altered |= {part for part in trained if not (part == "language" and has_adapter)}

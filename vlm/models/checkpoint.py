@@ -47,13 +47,21 @@ class Manifest:
 
 
 def trained_state(model: VisionLanguageModel) -> dict[str, Tensor]:
-    """What a checkpoint holds: every weight and buffer of the altered parts; of a part with an adapter, the adapter alone."""
-    state = {}
-    for part in sorted(model.altered):
-        tensors = getattr(model, part).state_dict()
-        adapter = {name: tensor for name, tensor in tensors.items() if is_lora(name)}
-        state |= {f"{part}.{name}": tensor.detach().contiguous() for name, tensor in (adapter or tensors).items()}
+    """What a checkpoint holds: every adapter, and all own weights and buffers of the altered parts, tied ones once; names are those without adapters."""
+    state: dict[str, Tensor] = {}
+    seen: set[tuple[int, torch.Size]] = set()
+    for part in PARTS:
+        for name, tensor in getattr(model, part).state_dict().items():
+            place = tensor.data_ptr(), tensor.shape
+            if (is_lora(name) or part in model.altered) and (place not in seen or tensor.numel() == 0):
+                seen.add(place)
+                state[f"{part}.{_own_name(name)}"] = tensor.detach()
     return state
+
+
+def _own_name(name: str) -> str:
+    """The name that a weight had before peft put an adapter around its layer."""
+    return name.replace(".base_layer.", ".")
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -67,25 +75,24 @@ def fingerprint(module: nn.Module) -> str:
             continue
         flat = tensor.detach().flatten()
         sample = flat[:: max(1, flat.numel() // VALUES_PER_TENSOR)].to("cpu", torch.float32).to(torch.bfloat16)
-        digest.update(f"{name.replace('.base_layer', '')} {tuple(tensor.shape)}".encode())
+        digest.update(f"{_own_name(name)} {tuple(tensor.shape)}".encode())
         digest.update(sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
 
 
 def save(model: VisionLanguageModel, config: VisionLanguageConfig, folder: Path) -> None:
-    """Write a checkpoint under a temporary name, then rename it.
+    """Write a checkpoint under a temporary name, then rename it; one that is there is replaced.
 
     Raises:
         CheckpointError: If the folder cannot be written (permission, full disk).
     """
-    state = trained_state(model)
-    frozen = [part for part in PARTS if part not in model.altered or any(is_lora(n) for n, _ in getattr(model, part).named_parameters())]
+    state = {name: tensor.contiguous() for name, tensor in trained_state(model).items()}
     values = {
         "format_version": FORMAT_VERSION,
         "kind": "vision-language",
         "config": to_dict(config),
-        "stored": sorted(model.altered),
-        "fingerprints": {part: fingerprint(getattr(model, part)) for part in frozen},
+        "stored": sorted({name.split(".")[0] for name in state}),
+        "fingerprints": {part: fingerprint(getattr(model, part)) for part in PARTS if part not in model.altered},
     }
     building = folder.with_name(folder.name + ".tmp")
     try:
@@ -93,6 +100,8 @@ def save(model: VisionLanguageModel, config: VisionLanguageConfig, folder: Path)
         building.mkdir(parents=True)
         save_file(state, building / WEIGHTS)
         (building / MODEL).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
         building.rename(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(building, ignore_errors=True)
@@ -108,12 +117,19 @@ def read_manifest(folder: Path) -> Manifest:
         CheckpointError: If it is missing, is not JSON, or is of a newer format.
     """
     path = folder / MODEL
+    remedy = "Name a checkpoint or run folder written by vlm."
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Name a checkpoint or run folder written by vlm.") from error
-    if values.get("format_version", 0) > FORMAT_VERSION:
-        raise CheckpointError(f"{path} has format_version {values['format_version']}; this vlm reads up to {FORMAT_VERSION}. Upgrade vlm.")
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. {remedy}") from error
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if not isinstance(version, int):
+        raise CheckpointError(f"{path} cannot be read: it states no format_version. {remedy}")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format_version {version}; this vlm reads up to {FORMAT_VERSION}. Upgrade vlm.")
+    missing = [key for key in ("config", "stored", "fingerprints") if key not in values]
+    if missing:
+        raise CheckpointError(f"{path} cannot be read: it lacks {', '.join(missing)}. {remedy}")
     config = from_dict(values["config"], VisionLanguageConfig, origin=str(path))
     return Manifest(config=config, stored=tuple(values["stored"]), fingerprints=values["fingerprints"])
 
@@ -176,21 +192,34 @@ def load_trained(model: VisionLanguageModel, folder: Path) -> list[str]:
     """Copy a checkpoint's trained weights into a model, tensor by tensor; returns a line for each part that says what was loaded.
 
     Raises:
-        CheckpointError: If the file is damaged, or one of its tensors has no place in the model or another shape there.
+        CheckpointError: If the file is damaged or lacks a tensor of a part, or one of its tensors has no place in the model or another shape there.
     """
-    own = {name: tensor for name, tensor in model.state_dict().items()}
-    loaded: dict[str, list[int]] = {}
+    path = folder / WEIGHTS
+    own = {_own_name(name): tensor for name, tensor in model.state_dict().items()}
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            _refuse_misfits(own, {name: file.get_slice(name).get_shape() for name in names}, folder)
-            for name in names:
+            shapes = {name: file.get_slice(name).get_shape() for name in names}
+        _refuse_misfits(own, shapes, folder)
+        model.altered |= {name.split(".")[0] for name in shapes if not is_lora(name)}
+        _refuse_gaps(model, shapes, folder)
+        for name in shapes:
+            with safe_open(path, framework="pt") as file:  # opened anew, because pages of the file stay in memory until it is closed
                 own[name].copy_(file.get_tensor(name))
-                loaded.setdefault(name.split(".")[0], []).append(own[name].numel())
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}. Use another checkpoint of the run.") from error
-    model.altered |= set(loaded)
-    return [f"{part}: {len(sizes)} tensors, {sum(sizes):,} values" for part, sizes in sorted(loaded.items())]
+        raise CheckpointError(f"{path} cannot be read: {error}. Use another checkpoint of the run.") from error
+    loaded = {part: [own[name].numel() for name in shapes if name.startswith(f"{part}.")] for part in PARTS}
+    return [f"{part}: {len(sizes)} tensors, {sum(sizes):,} values" for part, sizes in sorted(loaded.items()) if sizes]
+
+
+def _refuse_gaps(model: VisionLanguageModel, shapes: dict[str, Any], folder: Path) -> None:
+    """A part is stored whole or not at all; an adapter that the checkpoint lacks altogether is a new one."""
+    has_adapter = any(map(is_lora, shapes))
+    missing = [name for name in trained_state(model) if name not in shapes and (has_adapter or not is_lora(name))]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of the tensors of the parts that it holds, among them {missing[0]!r}. Use another checkpoint."
+        )
 
 
 def _refuse_misfits(own: dict[str, Tensor], shapes: dict[str, Any], folder: Path) -> None:
@@ -216,8 +245,9 @@ def find_checkpoint(name: str | Path, *, run_root: Path = Path("runs")) -> Path:
     path = Path(name)
     if (path / MODEL).is_file():
         return path
-    run = path if path.is_dir() else _run_by_prefix(path, run_root)
-    steps = sorted(folder for folder in (run / "checkpoints").glob("step-*") if (folder / MODEL).is_file())
+    run = next((folder for folder in (path, run_root / path) if folder.is_dir()), None) or _run_by_prefix(path, run_root)
+    folders = (run / "checkpoints").glob("step-*")
+    steps = sorted((f for f in folders if (f / MODEL).is_file() and f.suffix != ".tmp"), key=lambda f: int(f.name.removeprefix("step-")))
     if not steps:
         raise CheckpointError(f"Run {run} has no checkpoint. Let it train to its first checkpoint, or name another run.")
     return steps[-1]

@@ -16,6 +16,7 @@ from torch import Tensor
 from vlm.data.chat import encode_chat
 from vlm.data.image import to_tiles
 from vlm.errors import DataFormatError
+from vlm.models.answer_tree import AnswerTree, node_states
 from vlm.models.splice import splice
 from vlm.models.vision_language import VisionLanguageModel
 from vlm.types import IMAGE_PLACEHOLDER, Message, count_placeholders
@@ -70,7 +71,7 @@ def generate(model: VisionLanguageModel, prompts: Sequence[Prompt], sampling: Sa
     Raises:
         DataFormatError: If placeholders and pictures disagree, or a prompt and its answer could exceed the context.
     """
-    embeds, mask = left_padded([embed_prompt(model, prompt, sampling.max_new_tokens) for prompt in prompts])
+    embeds, mask = left_padded(embed_prompts(model, prompts, sampling.max_new_tokens))
     ids = model.language.generate(embeds, mask, **settings(model, sampling))
     texts = model.language.tokenizer.batch_decode(ids, skip_special_tokens=True)
     return [trim(text, model) for text in texts]
@@ -85,24 +86,36 @@ def stream(model: VisionLanguageModel, prompt: Prompt, sampling: Sampling = GREE
     from transformers import TextIteratorStreamer
 
     with torch.inference_mode():
-        embeds, mask = left_padded([embed_prompt(model, prompt, sampling.max_new_tokens)])
+        embeds, mask = left_padded(embed_prompts(model, [prompt], sampling.max_new_tokens))
     streamer = TextIteratorStreamer(model.language.tokenizer, skip_special_tokens=True)
+    left = threading.Event()
     failure: list[BaseException] = []
 
     def work() -> None:
         try:
             with torch.inference_mode():
-                model.language.generate(embeds, mask, streamer=streamer, **settings(model, sampling))
+                model.language.generate(embeds, mask, streamer=streamer, stopping_criteria=_stop_when(left), **settings(model, sampling))
         except BaseException as error:  # handed to the caller's thread
             failure.append(error)
             streamer.end()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    yield from streamer
-    thread.join()
+    try:
+        for piece in streamer:
+            yield _before_stop(piece, model)  # a stop string is one token, so it never spans two pieces
+    finally:
+        left.set()
+        thread.join()
     if failure:
         raise failure[0]
+
+
+def _stop_when(left: threading.Event) -> Any:
+    """End generation after the token at hand once nobody listens any more."""
+    from transformers import StoppingCriteriaList
+
+    return StoppingCriteriaList([lambda ids, scores, **_: torch.full((len(ids),), left.is_set(), device=ids.device)])
 
 
 def settings(model: VisionLanguageModel, sampling: Sampling) -> dict[str, Any]:
@@ -113,38 +126,66 @@ def settings(model: VisionLanguageModel, sampling: Sampling) -> dict[str, Any]:
 
 def trim(text: str, model: VisionLanguageModel) -> str:
     """An answer without the template's stop strings and outer white space."""
+    return _before_stop(text, model).strip()
+
+
+def _before_stop(text: str, model: VisionLanguageModel) -> str:
     for stop in model.template.stop:
         text = text.split(stop)[0]
-    return text.strip()
+    return text
 
 
-def embed_prompt(model: VisionLanguageModel, prompt: Prompt, room: int) -> Float[Tensor, "1 T E"]:
-    """A prompt as embeddings, its pictures spliced in.
+def embed_prompts(model: VisionLanguageModel, prompts: Sequence[Prompt], room: int) -> list[Float[Tensor, "1 _ E"]]:
+    """Prompts as embeddings, their pictures spliced in; all pictures go through the vision backbone together.
 
     Args:
         model: The model.
-        prompt: The conversation.
-        room: Tokens that must still fit behind it.
+        prompts: The conversations.
+        room: Tokens that must still fit behind each.
 
     Raises:
         DataFormatError: If placeholders and pictures disagree, or the context is too short.
     """
-    if count_placeholders(prompt.messages) != len(prompt.images):
+    rows, pixels, counts = [], [], []
+    for prompt in prompts:
+        check_placeholders(prompt)
+        tiled = [to_tiles(image, model.image_policy) for image in prompt.images]
+        rows.append(_encode(model, prompt.messages, [model.tokens_per_image(layout) for _, layout in tiled]))
+        check_room(rows[-1].shape[1], room, model)
+        pixels += [tiles for tiles, _ in tiled]
+        counts.append(sum(layout.num_tiles for _, layout in tiled))
+    texts = [model.language.embed(ids) for ids in rows]
+    if not pixels:
+        return texts
+    images = model.encode_images(torch.cat(pixels).to(model.device)).split(counts)
+    return [splice(*row, image_token_id=model.language.image_token_id) for row in zip(texts, rows, images, strict=True)]
+
+
+def check_placeholders(prompt: Prompt) -> None:
+    """Compare placeholders and pictures.
+
+    Raises:
+        DataFormatError: If their numbers differ.
+    """
+    placeholders = count_placeholders(prompt.messages)
+    if placeholders != len(prompt.images):
         raise DataFormatError(
-            f"The conversation has {count_placeholders(prompt.messages)} {IMAGE_PLACEHOLDER} placeholders for {len(prompt.images)} pictures."
+            f"The conversation has {placeholders} {IMAGE_PLACEHOLDER} placeholders for {len(prompt.images)} pictures. "
+            "Give the pictures of earlier turns again, in their order, or remove their placeholders."
         )
-    tiled = [to_tiles(image, model.image_policy) for image in prompt.images]
-    ids = _encode(model, prompt.messages, [model.tokens_per_image(layout) for _, layout in tiled])
-    if ids.shape[1] + room > model.language.max_length:
+
+
+def check_room(length: int, room: int, model: VisionLanguageModel) -> None:
+    """Compare a prompt and its longest answer with the context.
+
+    Raises:
+        DataFormatError: If they do not fit.
+    """
+    if length + room > model.language.max_length:
         raise DataFormatError(
-            f"The prompt has {ids.shape[1]} tokens and the answer may have {room}; the language model reads {model.language.max_length}. "
+            f"The prompt has {length} tokens and the answer may have {room}; the language model reads {model.language.max_length}. "
             "Shorten the conversation, or lower max_new_tokens."
         )
-    embeds = model.language.embed(ids)
-    if not tiled:
-        return embeds
-    pixels = torch.cat([torch.as_tensor(tiles) for tiles, _ in tiled]).to(model.device)
-    return splice(embeds, ids, model.encode_images(pixels), image_token_id=model.language.image_token_id)
 
 
 def _encode(model: VisionLanguageModel, messages: Sequence[Message], tokens_per_image: Sequence[int]) -> Int[Tensor, "1 T"]:
@@ -165,27 +206,22 @@ def left_padded(rows: Sequence[Float[Tensor, "1 _ E"]]) -> tuple[Float[Tensor, "
 
 @torch.inference_mode()
 def answer_log_probs(model: VisionLanguageModel, prompts: Sequence[Prompt], answers: Sequence[str]) -> Float[Tensor, "B answers"]:
-    """Log-probability of each answer, its end token included, as the answer to each prompt.
-
-    The prompts are run once; their cache is repeated for the answers.
+    """Log-probability of each answer, its end token included, as the answer to each prompt; answers share the work of what they begin with alike.
 
     Raises:
         DataFormatError: See `generate`.
     """
-    continued = [answer_ids(model, prompts[0], answer) for answer in answers]
-    longest = max(len(ids) for ids in continued)
-    embeds, mask = left_padded([embed_prompt(model, prompt, longest) for prompt in prompts])
-    first, cache = model.language.step(embeds, mask, None)
-    cache.batch_repeat_interleave(len(answers))
-    ids = torch.nn.utils.rnn.pad_sequence(continued, batch_first=True).repeat(len(prompts), 1)  # [B * answers, L]
-    real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in continued], batch_first=True).repeat(len(prompts), 1)
-    seen = torch.cat([mask.repeat_interleave(len(answers), 0), real], dim=1)
-    rest, _ = model.language.step(model.language.embed(ids), seen, cache)
-    hidden = torch.cat([first[:, -1:].repeat_interleave(len(answers), 0), rest[:, :-1]], dim=1)  # position i predicts answer token i
-    picked = real.bool()
-    scores = model.language.logits(hidden[picked]).float().log_softmax(-1).gather(1, ids[picked].unsqueeze(1)).squeeze(1)
-    totals = torch.zeros(ids.shape, dtype=scores.dtype, device=scores.device).masked_scatter(picked, scores).sum(1)
-    return totals.view(len(prompts), len(answers))
+    continued = [answer_ids(model, prompts[0], answer).tolist() for answer in answers]
+    tree = AnswerTree.of(continued)
+    embeds, mask = left_padded(embed_prompts(model, prompts, max(map(len, continued))))
+    hidden = node_states(model.language, embeds, mask, tree)
+    behind = torch.tensor([node for path in tree.paths for node in path], device=hidden.device)
+    spoken = torch.tensor([token for ids in continued for token in ids], device=hidden.device)
+    rows = []
+    for states in hidden:  # one prompt at a time: the scores of all nodes over the vocabulary are large
+        scores = model.language.logits(states).float().log_softmax(-1)
+        rows.append(torch.stack([part.sum() for part in scores[behind, spoken].split([len(ids) for ids in continued])]))
+    return torch.stack(rows)
 
 
 def answer_ids(model: VisionLanguageModel, prompt: Prompt, answer: str) -> Int[Tensor, " L"]:

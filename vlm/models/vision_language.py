@@ -39,7 +39,7 @@ class VisionLanguageModel(nn.Module):
         super().__init__()
         self.vision, self.connector, self.language = vision, connector, language
         self.tokens_per_tile, self.image_policy = tokens_per_tile, image_policy
-        self.altered = {"connector"}  # parts whose weights are not, or not only, those of their source: what a checkpoint must hold
+        self.altered = {"connector"}  # parts whose own weights are not those of their source, so that a checkpoint must hold them
 
     @property
     def template(self) -> ChatTemplate:
@@ -64,9 +64,10 @@ class VisionLanguageModel(nn.Module):
     def embed(self, batch: ChatBatch) -> Float[Tensor, "B T E"]:
         """Text embeddings with the images spliced in."""
         embeds = self.language.embed(batch.ids)
-        if len(batch.pixels):
-            return splice(embeds, batch.ids, self.encode_images(batch.pixels), image_token_id=self.language.image_token_id)
-        if self.training and (is_trained(self.vision) or is_trained(self.connector)):
+        has_images = len(batch.pixels) > 0
+        images = self.encode_images(batch.pixels) if has_images else embeds.new_zeros(0, self.tokens_per_tile, embeds.shape[-1])
+        embeds = splice(embeds, batch.ids, images, image_token_id=self.language.image_token_id)
+        if not has_images and self.training and (is_trained(self.vision) or is_trained(self.connector)):
             return touch(embeds, self.encode_images(self._blank_tile()))
         return embeds
 

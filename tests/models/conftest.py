@@ -1,0 +1,86 @@
+"""Tiny compositions, pictures and batches."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from PIL import Image
+
+from vlm.conf.schema import LoRAConfig, LoRATowers, VisionLanguageConfig
+from vlm.data.chat import encode_chat
+from vlm.data.collate import Example, collate
+from vlm.models.build import build
+from vlm.models.vision_language import VisionLanguageModel
+from vlm.types import ChatBatch, Message
+
+FAMILIES = ["tiny-llama", "tiny-mistral", "tiny-phi", "tiny-phi3", "tiny-qwen2", "tiny-qwen3"]
+
+
+@pytest.fixture(params=FAMILIES)
+def language(request: pytest.FixtureRequest) -> str:
+    """Every tiny language family in turn."""
+    return request.param
+
+
+def config_of(vision: str = "tiny-siglip", language: str = "tiny-llama", connector: str = "mlp2x-gelu", *, rank: int = 0, **others):
+    lora = LoRATowers(language=LoRAConfig(rank=rank))
+    return VisionLanguageConfig(vision=vision, language=language, connector=connector, lora=lora, **others)
+
+
+@pytest.fixture
+def config() -> Callable[..., VisionLanguageConfig]:
+    """`config(language="tiny-phi", rank=4)`: a composition."""
+    return config_of
+
+
+@pytest.fixture
+def compose() -> Callable[..., VisionLanguageModel]:
+    """`compose(language="tiny-phi", trained=("connector",))`: a model, the same at every call."""
+
+    def make(*names: str, trained: tuple[str, ...] = (), precision: str = "fp32", seed: int = 0, **others) -> VisionLanguageModel:
+        return build(config_of(*names, **others), precision=precision, trained=trained, seed=seed)
+
+    return make
+
+
+@pytest.fixture
+def picture() -> Callable[[int], Image.Image]:
+    """`picture(3)`: a picture of noise, another for each number."""
+
+    def make(number: int, *, side: int = 32) -> Image.Image:
+        noise = torch.randint(0, 256, (side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
+        return Image.fromarray(noise.numpy())
+
+    return make
+
+
+@pytest.fixture
+def example() -> Callable[..., Example]:
+    """`example(model, turns)`: one conversation of alternating texts, its pictures of noise."""
+
+    def make(model: VisionLanguageModel, turns: Sequence[str], *, seed: int = 0) -> Example:
+        talk = [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(turns)]
+        count = "".join(turns).count("<image>")
+        encoded = encode_chat(
+            talk,
+            template=model.template,
+            tokenizer=model.language.tokenizer,
+            image_token_id=model.language.image_token_id,
+            tokens_per_image=[model.tokens_per_tile] * count,
+        )
+        size = model.image_policy.size
+        pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+        return Example(id=str(seed), ids=encoded.ids, labels=encoded.labels, pixels=pixels)
+
+    return make
+
+
+@pytest.fixture
+def chat_batch(example) -> Callable[..., ChatBatch]:
+    """`chat_batch(model, [turns, turns])`: conversations in rows."""
+
+    def make(model: VisionLanguageModel, conversations: Sequence[Sequence[str]]) -> ChatBatch:
+        examples = [example(model, turns, seed=i) for i, turns in enumerate(conversations)]
+        return collate(examples, pad_id=model.language.tokenizer.pad_token_id)
+
+    return make

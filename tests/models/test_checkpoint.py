@@ -1,0 +1,363 @@
+"""Weights on disk: what comes back, what is refused, and what a failed write leaves behind."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vlm.connectors.base import ridge_start
+from vlm.errors import CheckpointError, ConfigError, UnknownNameError
+from vlm.models import checkpoint
+from vlm.models.build import build
+from vlm.models.checkpoint import find_checkpoint, fingerprint, load, load_trained, open_model, read_manifest, save
+
+TALK = [["<image>\nWhat color is the circle?", "blue"], ["Is there a red square?", "No"]]
+
+
+def stir(model: torch.nn.Module) -> None:
+    """What training does: move every trained weight."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight += 0.1 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+
+
+@torch.no_grad()
+def logits(model, batch):
+    return model.eval().language.logits(model.hidden(batch).flatten(0, 1))
+
+
+SETTINGS = {
+    "connector": ({}, ("connector",)),
+    "adapter": ({"rank": 4}, ("connector", "language")),
+    "whole language model": ({}, ("connector", "language")),
+    "tied language model": ({"language": "tiny-qwen2"}, ("connector", "language")),
+    "vision tower": ({}, ("vision", "connector")),
+    "everything": ({"vision": "tiny-fused", "language": "tiny-phi", "connector": "linear"}, ("vision", "connector", "language")),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_loaded_model_has_the_logits_of_the_saved_one(setting, compose, config, chat_batch, tmp_path):
+    parts, trained = SETTINGS[setting]
+    model = compose(trained=trained, **parts)
+    untrained = compose(**parts)
+    stir(model)
+    save(model, config(**parts), tmp_path / "step")
+    loaded, batch = load(tmp_path / "step", precision="fp32"), chat_batch(model, TALK)
+    assert torch.equal(logits(loaded, batch), logits(model, batch))
+    assert not torch.allclose(logits(untrained, batch), logits(model, batch), atol=1e-3)
+    assert not any(weight.requires_grad for weight in loaded.parameters())
+    assert not loaded.training
+
+
+@pytest.mark.parametrize(("setting", "parts"), [("connector", {"connector"}), ("adapter", {"connector", "language"})])
+def test_a_checkpoint_holds_what_was_trained_and_nothing_else(setting, parts, compose, config, tmp_path):
+    settings, trained = SETTINGS[setting]
+    model = compose(trained=trained, **settings)
+    save(model, config(**settings), tmp_path / "step")
+    stored = load_file(tmp_path / "step" / "weights.safetensors")
+    wanted = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert set(stored) == wanted
+    assert set(read_manifest(tmp_path / "step").stored) == parts
+
+
+def test_standardization_fitted_by_the_ridge_start_is_stored(compose, config, chat_batch, tmp_path):
+    model = compose(connector="linear", trained=("connector",))
+    generator = torch.Generator().manual_seed(0)
+    ridge_start(model.connector, torch.randn(64, 16, 16, generator=generator) * 3 + 1, torch.randn(64, 32, generator=generator))
+    save(model, config(connector="linear"), tmp_path / "step")
+    loaded, batch = load(tmp_path / "step", precision="fp32"), chat_batch(model, TALK)
+    assert loaded.connector.standardize.mean.abs().min() > 0
+    assert torch.equal(logits(loaded, batch), logits(model, batch))
+
+
+@pytest.mark.parametrize("part", ["vision", "language"])
+def test_fingerprint_is_the_same_for_fp32_and_bf16_and_with_an_adapter(part, compose):
+    models = [compose(), compose(precision="bf16"), compose(rank=2), compose(rank=2, trained=("language", "connector"), precision="bf16-mixed")]
+    assert len({fingerprint(getattr(model, part)) for model in models}) == 1
+
+
+def test_fingerprint_sees_one_changed_value_in_a_hundred(compose):
+    model, other = compose(), compose()
+    weight = other.language.model.get_input_embeddings().weight
+    with torch.no_grad():
+        weight.flatten()[::100] += 0.5
+    assert fingerprint(model.language) != fingerprint(other.language)
+
+
+def test_fingerprint_survives_saving_and_loading_the_tower(compose, config, tmp_path):
+    model = compose()
+    model.language.model.save_pretrained(tmp_path)
+    model.language.tokenizer.save_pretrained(tmp_path)
+    again = build(replace(config(), language_source=str(tmp_path)), precision="bf16")
+    assert fingerprint(again.language) == fingerprint(model.language)
+
+
+@pytest.fixture
+def saved(compose, config, tmp_path) -> Path:
+    """A checkpoint of a trained connector."""
+    save(compose(trained=("connector",)), config(), tmp_path / "step")
+    return tmp_path / "step"
+
+
+def edit(folder: Path, **values) -> None:
+    path = folder / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_another_tower_is_refused(saved, compose, tmp_path):
+    other = compose().language
+    with torch.no_grad():
+        other.model.lm_head.weight += 1
+    other.model.save_pretrained(tmp_path / "other")
+    other.tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(CheckpointError, match=r"language weights are not those .* --model.language-source"):
+        load(saved, precision="fp32", sources={"language_source": str(tmp_path / "other")})
+
+
+def test_towers_may_come_from_another_folder(saved, compose, chat_batch, tmp_path):
+    model = compose()
+    model.language.model.save_pretrained(tmp_path / "copy")
+    model.language.tokenizer.save_pretrained(tmp_path / "copy")
+    loaded, batch = open_model(saved, device="cpu", precision="fp32", language_source=str(tmp_path / "copy")), chat_batch(model, TALK)
+    assert torch.equal(logits(loaded, batch), logits(load(saved, precision="fp32"), batch))
+
+
+def test_weights_of_another_shape_are_refused_with_both_shapes(saved, compose):
+    model = compose(connector="fused-mlp")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"'connector\.body\.0\.\w+' has shape \(32.*\), this model needs \(64.*\)"):
+        load_trained(model, saved)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_adapter_does_not_load_into_a_model_without_one(compose, config, tmp_path):
+    save(compose(rank=2, trained=("connector", "language")), config(rank=2), tmp_path / "step")
+    with pytest.raises(CheckpointError, match=r"has a LoRA adapter, this model has none: set --model.lora.language.rank"):
+        load_trained(compose(), tmp_path / "step")
+
+
+def test_an_adapter_of_another_rank_is_refused(compose, config, tmp_path):
+    save(compose(rank=2, trained=("connector", "language")), config(rank=2), tmp_path / "step")
+    with pytest.raises(CheckpointError, match=r"lora_A.*has shape \(2, 32\), this model needs \(4, 32\)"):
+        load_trained(compose(rank=4, trained=("connector", "language")), tmp_path / "step")
+
+
+def test_weights_of_a_connector_load_beside_a_new_adapter(saved, compose):
+    model = compose(rank=2, trained=("connector", "language"))
+    assert load_trained(model, saved) == ["connector: 4 tensors, 1,600 values"]  # 16 x 32 + 32 + 32 x 32 + 32
+
+
+def test_whole_language_weights_beside_a_new_adapter_are_loaded_under_it(compose, config, chat_batch, tmp_path):
+    model = compose(trained=("connector", "language"))
+    stir(model)
+    save(model, config(), tmp_path / "step")
+    adapted = compose(rank=2, trained=("connector", "language"))
+    load_trained(adapted, tmp_path / "step")
+    batch = chat_batch(model, TALK)
+    torch.testing.assert_close(logits(adapted, batch), logits(model, batch))
+    stir(adapted)
+    save(adapted, config(rank=2), tmp_path / "next")
+    torch.testing.assert_close(logits(load(tmp_path / "next", precision="fp32"), batch), logits(adapted, batch))
+
+
+def test_a_missing_weights_file_is_one_line(saved):
+    (saved / "weights.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"weights.safetensors cannot be read") as error:
+        load(saved, precision="fp32")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, -50])
+def test_a_truncated_weights_file_is_one_line(saved, size):
+    file = saved / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=r"weights.safetensors cannot be read.*Use another checkpoint") as error:
+        load(saved, precision="fp32")
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_that_lacks_a_trained_tensor_is_refused(saved):
+    file = saved / "weights.safetensors"
+    tensors = load_file(file)
+    del tensors["connector.readout.bias"]
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=r"lacks 1 of the tensors .*connector\.readout\.bias"):
+        load(saved, precision="fp32")
+
+
+def test_a_newer_format_is_refused(saved):
+    edit(saved, format_version=99)
+    with pytest.raises(CheckpointError, match="format_version 99; this vlm reads up to 1"):
+        load(saved, precision="fp32")
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest(saved):
+    values = json.loads((saved / "model.json").read_text())["config"]
+    edit(saved, config=values | {"connecter": "linear"})
+    with pytest.raises(UnknownNameError, match=r"'connecter'\. Did you mean 'connector'"):
+        load(saved, precision="fp32")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format_version": 1}', '{"format_version": "1"}'])
+def test_a_manifest_that_is_no_manifest_is_one_line(saved, text):
+    (saved / "model.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"model.json cannot be read") as error:
+        load(saved, precision="fp32")
+    assert "\n" not in str(error.value)
+
+
+def run_folders(root: Path, *names: str, steps: tuple[str, ...] = ("step-000010",)) -> None:
+    for name in names:
+        for step in steps:
+            folder = root / name / "checkpoints" / step
+            folder.mkdir(parents=True)
+            (folder / "model.json").touch()
+
+
+def test_a_unique_prefix_finds_the_latest_checkpoint_of_a_run(tmp_path):
+    run_folders(tmp_path, "demo+align+x7", steps=("step-000005", "step-000040", "step-1000000"))
+    run_folders(tmp_path, "demo+finetune+x7")
+    (tmp_path / "demo+align+x7" / "checkpoints" / "step-2000000.tmp").mkdir()
+    latest = tmp_path / "demo+align+x7" / "checkpoints" / "step-1000000"
+    for name in ("demo+a", tmp_path / "demo+a", tmp_path / "demo+align+x7", latest):
+        assert find_checkpoint(name, run_root=tmp_path) == latest
+
+
+def test_a_whole_name_wins_over_longer_names(tmp_path):
+    run_folders(tmp_path, "demo+align+x7", "demo+align+x77")
+    assert find_checkpoint("demo+align+x7", run_root=tmp_path).parts[-3] == "demo+align+x7"
+
+
+def test_a_prefix_of_several_runs_is_refused_with_their_names(tmp_path):
+    run_folders(tmp_path, "demo+align+x7", "demo+finetune+x7")
+    with pytest.raises(ConfigError, match=r"2 runs begin with 'demo' in .*Runs: demo\+align\+x7, demo\+finetune\+x7"):
+        find_checkpoint("demo", run_root=tmp_path)
+
+
+def test_a_prefix_of_no_run_is_refused_with_the_runs_there_are(tmp_path):
+    run_folders(tmp_path, "demo+align+x7")
+    with pytest.raises(ConfigError, match=r"no run that begins with 'llava' in .*Runs: demo\+align\+x7"):
+        find_checkpoint("llava", run_root=tmp_path)
+    with pytest.raises(ConfigError, match="Runs: none"):
+        find_checkpoint("llava", run_root=tmp_path / "nowhere")
+
+
+def test_a_run_without_a_checkpoint_says_so(tmp_path):
+    (tmp_path / "demo+align+x7" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        find_checkpoint("demo", run_root=tmp_path)
+
+
+def test_a_full_disk_leaves_no_half_written_folder_and_earlier_checkpoints_intact(compose, config, tmp_path, monkeypatch):
+    model = compose(trained=("connector",))
+    save(model, config(), tmp_path / "step-1")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "step-1").iterdir()}
+
+    def half_of_it(state, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", half_of_it)
+    with pytest.raises(CheckpointError, match=r"could not be written: .*No space left on device.*Free space"):
+        save(model, config(), tmp_path / "step-2")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "step-1").iterdir()} == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_write_permission_is_one_line(compose, config, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(CheckpointError, match="could not be written"):
+        save(compose(), config(), tmp_path / "step")
+    tmp_path.chmod(0o700)
+
+
+def test_a_parent_that_is_a_file_is_one_line(compose, config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"could not be written.*choose another --run-root"):
+        save(compose(), config(), tmp_path / "file" / "step")
+
+
+def test_an_existing_checkpoint_is_replaced(compose, config, chat_batch, tmp_path):
+    model = compose(trained=("connector",))
+    save(model, config(), tmp_path / "step")
+    stir(model)
+    save(model, config(), tmp_path / "step")
+    batch = chat_batch(model, TALK)
+    assert torch.equal(logits(load(tmp_path / "step", precision="fp32"), batch), logits(model, batch))
+    assert [path.name for path in tmp_path.iterdir()] == ["step"]
+
+
+def test_a_connector_trained_before_is_stored_with_an_adapter_trained_now(saved, compose, config, chat_batch, tmp_path):
+    """align, then a fine-tune whose connector is frozen: its checkpoint must stand alone."""
+    aligned = load(saved, precision="fp32")
+    model = compose(rank=2, trained=("language",), seed=99)
+    load_trained(model, saved)
+    stir(model)
+    save(model, config(rank=2), tmp_path / "finetune")
+    loaded, batch = load(tmp_path / "finetune", precision="fp32"), chat_batch(model, TALK)
+    assert torch.equal(loaded.connector.readout.weight, aligned.connector.readout.weight)
+    assert torch.equal(logits(loaded, batch), logits(model, batch))
+
+
+MEASURE = """
+import json, sys
+from pathlib import Path
+import torch, vlm.models.checkpoint as checkpoint
+from vlm.conf.schema import VisionLanguageConfig
+from vlm.models.build import build
+
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+folder = Path(sys.argv[1])
+config = VisionLanguageConfig(vision="tiny-clip", language=f"hf:{folder / 'lm'}", connector="linear", template="caption")
+model = build(config, precision="fp32", trained=("connector", "language"))
+if sys.argv[2] == "save":
+    checkpoint.save(model, config, folder / "step")
+else:
+    model.requires_grad_(False)
+    for weight in model.parameters():
+        weight += 0  # every page of ours is real
+    Path("/proc/self/clear_refs").write_text("5")  # peak from here on
+    before, anonymous = status("VmRSS"), status("RssAnon")
+    import threading
+    peak, done = [0], threading.Event()
+    def watch():
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], status("RssAnon"))
+    thread = threading.Thread(target=watch); thread.start()
+    checkpoint.load_trained(model, folder / "step")
+    done.set(); thread.join()
+    print(json.dumps({"weights": sum(p.numel() * 4 for p in model.parameters()), "resident": status("VmHWM") - before, "anonymous": peak[0] - anonymous}))
+"""
+
+
+@pytest.mark.slow
+def test_a_language_model_sized_checkpoint_loads_without_a_second_copy(tmp_path):
+    import transformers
+
+    from vlm.backbones.language import LANGUAGE
+
+    spec = LANGUAGE["tiny-llama"]
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 8}
+    config = transformers.LlamaConfig(**{**spec.architecture, **sizes})
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "lm")
+    spec.tokenizer(spec, None).save_pretrained(tmp_path / "lm")
+    for what in ("save", "load"):
+        done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path, what], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["weights"] > 190e6
+    assert seen["anonymous"] < 0.15 * seen["weights"]
+    assert seen["resident"] < 0.3 * seen["weights"]  # pages of the file count as well, though they may be dropped at any time
