@@ -1,0 +1,66 @@
+import io
+
+import pytest
+from tiny_data import COLORS
+
+import vlm
+from vlm.__main__ import main
+
+
+@pytest.fixture
+def run(tiny, data, tmp_path, monkeypatch):
+    """A trained run in `runs/`, and pictures beside it."""
+    run_dir = vlm.train(tiny("finetune", max_steps=1))
+    monkeypatch.chdir(tmp_path)
+    return run_dir
+
+
+def ask(*words, data=None):
+    return main(["chat", *map(str, words), "--max-new-tokens", "5", "--precision", "fp32"])
+
+
+def test_answer_of_a_run_by_a_unique_prefix_is_the_models(run, data, capsys):
+    assert ask("tiny+fin", "What color?", "--image", data.parent / "red.png") == 0
+    said = capsys.readouterr().out
+    from PIL import Image
+
+    model = vlm.load(run, precision="fp32")
+    answer = model.chat([Image.new("RGB", (40, 30), COLORS["red"])], "What color?", max_new_tokens=5)
+    assert said.strip() == answer.strip() != ""
+
+
+def test_answer_comes_piece_by_piece(run, data, monkeypatch):
+    flushed = []
+    monkeypatch.setattr("vlm.commands.chat.print", lambda *words, **options: flushed.append((words, options)), raising=False)
+    assert ask(run, "What color?", "--image", data.parent / "red.png") == 0
+    pieces = [words for words, options in flushed if options.get("flush")]
+    assert len(pieces) > 1
+    assert all(len(words) == 1 for words in pieces)
+
+
+def test_without_a_question_lines_are_read_and_pictures_stay(run, data, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("What color?\n\nAnd now?\n"))
+    assert ask(run, "--image", data.parent / "red.png") == 0
+    assert capsys.readouterr().out.count("> ") >= 3
+
+
+def test_several_pictures(run, data):
+    pictures = [data.parent / f"{color}.png" for color in ("red", "blue")]
+    assert ask(run, "<image> or <image>?", "--image", *pictures) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nope", "x"], "There is no run that begins with 'nope'"),
+        (["tiny", "x", "--image", "missing.png"], "There is no image file missing.png"),
+        (["tiny", "<image> <image>", "--image", "DATA/red.png"], "2 <image> placeholders for 1 pictures"),
+        (["tiny", "word " * 600], "the language model reads 512"),
+        (["tiny", "x", "--device", "gpu"], "--device gpu is not one of auto, cuda, mps, cpu"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(run, data, words, message, capsys):
+    assert ask(*(word.replace("DATA", str(data.parent)) for word in words)) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vlm chat:")]
+    assert len(said) == 1
+    assert message in said[0]
