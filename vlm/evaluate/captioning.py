@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from vlm.data.sample import Sample
-from vlm.evaluate.validation import first_question
+from vlm.errors import DataFormatError
+from vlm.evaluate.validation import evaluating, first_question
 from vlm.evaluate.vqa import truth_of
 from vlm.models.generate import answer_log_probs
 from vlm.models.vision_language import VisionLanguageModel
@@ -37,14 +38,19 @@ def rank_captions(model: VisionLanguageModel, samples: Sequence[Sample], caption
         samples: Samples whose first turns are a request and its caption.
         captions: Candidates, the true captions among them.
         batch_size: Pictures at once.
+
+    Raises:
+        DataFormatError: If a sample's caption is not among the candidates, or there is only one sample.
     """
-    model.eval()
+    truth = torch.tensor([_place(sample, captions) for sample in samples])
+    if len(samples) < 2:
+        raise DataFormatError(f"Ranking captions needs at least 2 samples, to compare with other pictures; got {len(samples)}.")
     rows = []
     for start in range(0, len(samples), batch_size):
         prompts = [first_question(sample)[0] for sample in samples[start : start + batch_size]]
-        rows.append(answer_log_probs(model, prompts, captions).float().cpu())
+        with evaluating(model):
+            rows.append(answer_log_probs(model, prompts, captions).float().cpu())
     scores = torch.cat(rows)  # [samples, captions]
-    truth = torch.tensor([captions.index(truth_of(sample)) for sample in samples])
     mismatched = [mean_elsewhere(scores, truth, i) for i in range(len(samples))]
     return CaptionRanking(
         nll_matched=-scores.gather(1, truth[:, None]).mean().item(),
@@ -52,6 +58,13 @@ def rank_captions(model: VisionLanguageModel, samples: Sequence[Sample], caption
         caption_accuracy=(scores.argmax(1) == truth).float().mean().item(),
         caption_chance=1 / len(captions),
     )
+
+
+def _place(sample: Sample, captions: Sequence[str]) -> int:
+    caption = truth_of(sample)
+    if caption not in captions:
+        raise DataFormatError(f"Sample {sample.id!r} has the caption {caption!r}, which is not among the {len(captions)} candidates.")
+    return captions.index(caption)
 
 
 def mean_elsewhere(scores: torch.Tensor, truth: torch.Tensor, index: int) -> float:

@@ -1,6 +1,7 @@
 """Looks at a model during training: the loss on held-out data, and what it says about held-out pictures. Knows no training loop."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -12,11 +13,22 @@ from vlm.tracking import Shown
 from vlm.types import ChatBatch
 
 
+@contextmanager
+def evaluating(model: VisionLanguageModel) -> Iterator[None]:
+    """Evaluation mode for a while: no dropout; the mode of before comes back."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 @torch.inference_mode()
 def validation_loss(model: VisionLanguageModel, batches: Iterable[ChatBatch]) -> float:
     """Mean loss over all labelled tokens of the batches."""
-    model.eval()
-    sums = [model(batch.to(model.device)) for batch in batches]
+    with evaluating(model):
+        sums = [model(batch.to(model.device)) for batch in batches]
     return sum(loss.sum.item() for loss in sums) / max(1, sum(int(loss.count) for loss in sums))
 
 
@@ -30,9 +42,9 @@ def first_question(sample: Sample) -> tuple[Prompt, str]:
 
 def look(model: VisionLanguageModel, samples: Sequence[Sample], *, max_new_tokens: int = 32) -> list[Shown]:
     """Ask the model the first question of each sample."""
-    model.eval()
     asked = [first_question(sample) for sample in samples]
-    answers = generate(model, [prompt for prompt, _ in asked], Sampling(max_new_tokens=max_new_tokens))
+    with evaluating(model):
+        answers = generate(model, [prompt for prompt, _ in asked], Sampling(max_new_tokens=max_new_tokens))
     return [
         Shown(image=sample.images[0] if sample.images else None, question=prompt.messages[-1].text, reference=reference, generated=answer)
         for sample, (prompt, reference), answer in zip(samples, asked, answers, strict=True)

@@ -12,7 +12,7 @@ import torch
 
 from vlm.data.sample import Sample
 from vlm.errors import DataFormatError
-from vlm.evaluate.validation import first_question
+from vlm.evaluate.validation import evaluating, first_question
 from vlm.models.generate import Sampling, generate
 from vlm.models.vision_language import VisionLanguageModel
 
@@ -46,12 +46,12 @@ def answer_all(model: VisionLanguageModel, samples: Sequence[Sample], *, batch_s
         batch_size: Prompts at once.
         max_new_tokens: Longest answer in tokens.
     """
-    model.eval()
     answered = []
     for start in range(0, len(samples), batch_size):
         chunk = samples[start : start + batch_size]
         asked = [first_question(sample) for sample in chunk]
-        answers = generate(model, [prompt for prompt, _ in asked], Sampling(max_new_tokens=max_new_tokens))
+        with evaluating(model):
+            answers = generate(model, [prompt for prompt, _ in asked], Sampling(max_new_tokens=max_new_tokens))
         answered += [
             Answered(sample, prompt.messages[-1].text, truth, answer) for sample, (prompt, truth), answer in zip(chunk, asked, answers, strict=True)
         ]
@@ -59,9 +59,29 @@ def answer_all(model: VisionLanguageModel, samples: Sequence[Sample], *, batch_s
 
 
 def exchange_images(samples: Sequence[Sample], *, seed: int) -> list[Sample]:
-    """The same questions, each with the pictures of another sample."""
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [replace(samples[i], images=samples[j].images) for i, j in zip(order, order[1:] + order[:1], strict=True)]
+    """The same samples in the same order, each with the pictures of another one, and never with its own; those without pictures stay as they are.
+
+    Samples are sorted by picture, in random order of the pictures; each then gets the pictures of the one so far behind it that no picture's run of
+    samples is that long.
+
+    Raises:
+        DataFormatError: If more than half of the samples show the same picture, so that there is not another one for each.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    exchanged = list(samples)
+    for num_images in sorted({len(sample.images) for sample in samples} - {0}):
+        places = [i for i, sample in enumerate(samples) if len(sample.images) == num_images]
+        counts = Counter(samples[i].images for i in places)
+        shift = max(counts.values())
+        if 2 * shift > len(places):
+            raise DataFormatError(
+                f"{shift} of {len(places)} samples show the same picture, so there is not another picture for each. Take more samples."
+            )
+        ranks = dict(zip(counts, torch.randperm(len(counts), generator=generator).tolist(), strict=True))
+        order = sorted(places, key=lambda i: ranks[samples[i].images])
+        for i, j in zip(order, order[shift:] + order[:shift], strict=True):
+            exchanged[i] = replace(samples[i], images=samples[j].images)
+    return exchanged
 
 
 def accuracy_by_type(answered: Sequence[Answered]) -> dict[str, float]:
