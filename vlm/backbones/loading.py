@@ -54,7 +54,7 @@ def _read(transformers_class: Any, source: str | Path, *, what: str, **options: 
 
     local = _is_folder(source)
     try:
-        with _quiet(local), _without_load_report():
+        with quiet(local), _without_load_report():
             return transformers_class.from_pretrained(str(source), local_files_only=local, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise CheckpointError(f"{what} of {str(source)!r} could not be loaded ({' '.join(str(error).split())[:300]}). {REMEDY}") from error
@@ -76,7 +76,7 @@ def _without_load_report() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(local: bool) -> Iterator[None]:
+def quiet(local: bool) -> Iterator[None]:
     """No progress bar for files that are here already; downloads keep theirs."""
     from transformers.utils import logging
 

@@ -14,7 +14,7 @@ from torch import nn
 from vlm.assets import check_sha256, converted, package_file
 from vlm.backbones.language.base import LanguageSpec, auto_tokenizer, causal_lm
 from vlm.backbones.language.chat_templates import SMOLLM2
-from vlm.backbones.loading import Load, require
+from vlm.backbones.loading import Load, quiet, require
 
 log = logging.getLogger(__name__)
 
