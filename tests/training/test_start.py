@@ -69,6 +69,14 @@ def test_init_from_names_how_pictures_were_prepared_otherwise(tiny, caplog):
     assert "was trained with resize 'squash', this run uses 'pad'" in caplog.text
 
 
+def test_connector_of_the_checkpoint_is_not_overwritten_by_a_ridge_start(tiny, caplog):
+    aligned = vlm.train(tiny("align", max_steps=1))
+    config = tiny("finetune", init_from=aligned, max_steps=1)
+    with caplog.at_level(logging.INFO, logger="vlm"):
+        vlm.train(replace(config, model=replace(config.model, connector_init="ridge")))
+    assert "ridge start" not in caplog.text
+
+
 def test_towers_other_than_those_of_the_checkpoint_are_refused(tiny, monkeypatch):
     aligned = vlm.train(tiny("align", max_steps=1))
     monkeypatch.setattr("vlm.backbones.vision.tiny.SEED", 1)

@@ -32,8 +32,6 @@ def _parts(config: TrainConfig) -> list[str]:
     model, lora, said = config.model, config.model.lora.language, []
     if lora.rank == 0 and lora != LoRAConfig():
         said.append("The settings of --model.lora.language have no effect at rank 0: set --model.lora.language.rank.")
-    if config.init_from is not None and model.connector_init != "random":
-        said.append(f"--model.connector-init {model.connector_init} has no effect with --init-from, which brings a connector.")
     if config.init_from is None and model.connector_init == "random" and config.stage.lr.connector is None:
         said.append("The connector starts at random and is not trained: set --stage.lr.connector, or --init-from an aligned run.")
     return said

@@ -19,7 +19,7 @@ from vlm.models.vision_language import PARTS, VisionLanguageModel, is_trained
 log = logging.getLogger(__name__)
 
 REGISTRIES = {"vision": VISION, "connector": CONNECTORS, "language": LANGUAGE}
-PREPARATION = ("feature_layer", "resize", "template")  # what the stored weights are used to, and no shape shows
+PREPARATION = ("feature_layer", "resize")  # what the stored weights are used to, and no shape shows; templates change between stages
 
 
 def find_start(config: TrainConfig) -> Path | None:
@@ -38,7 +38,7 @@ def find_start(config: TrainConfig) -> Path | None:
 
 
 def check_same_parts(wanted: VisionLanguageConfig, stored: VisionLanguageConfig, parts: tuple[str, ...], folder: Path) -> None:
-    """Compare a checkpoint's composition with this run's; differences in how pictures and text are prepared are logged.
+    """Compare a checkpoint's composition with this run's; differences in how pictures are prepared are logged.
 
     Raises:
         CheckpointError: If a part or the adapter differs.
