@@ -48,7 +48,8 @@ def _convert_weights(gguf: Path, folder: Path) -> None:
     import transformers
     from safetensors.torch import save_file
 
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    with quiet(local=True):
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     weights = model.state_dict()
     del weights["lm_head.weight"]  # tied to the embeddings
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
