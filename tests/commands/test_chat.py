@@ -46,7 +46,27 @@ def test_without_a_question_lines_are_read_and_pictures_stay(run, data, monkeypa
 
 def test_several_pictures(run, data):
     pictures = [data.parent / f"{color}.png" for color in ("red", "blue")]
-    assert ask(run, "<image> or <image>?", "--image", *pictures) == 0
+    assert ask(run, "--image", pictures[0], "--image", pictures[1], "<image> or <image>?") == 0
+
+
+def test_question_may_follow_the_picture_as_the_readme_writes_it(run, data, capsys):
+    assert ask(run, "--image", data.parent / "red.png", "What color?") == 0
+    after = capsys.readouterr().out
+    assert ask(run, "What color?", "--image", data.parent / "red.png") == 0
+    assert capsys.readouterr().out == after != ""
+
+
+def test_every_missing_picture_is_noticed(run, data, capsys):
+    assert ask(run, "--image", "missing.png", "--image", data.parent / "red.png", "What color?") == 2
+    assert "missing.png" in capsys.readouterr().err
+
+
+def test_a_line_that_cannot_be_answered_does_not_end_the_conversation(run, data, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is <image>?\nWhat color?\n"))
+    assert ask(run) == 0
+    out = capsys.readouterr()
+    assert "1 <image> placeholders for 0 pictures" in out.err
+    assert out.out.count("> ") >= 3
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from vlm.conf.cli import Positional, parse
+from vlm.conf.cli import Positional, Repeated, parse
+from vlm.errors import VLMError
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Arguments:
     """Run folder, checkpoint folder, or a unique prefix of a run's name."""
     question: Annotated[str, Positional] = ""
     """The question; empty: read questions line by line."""
-    image: tuple[Path, ...] = ()
-    """Pictures that the first question is about."""
+    image: Annotated[tuple[Path, ...], Repeated] = ()
+    """A picture that the first question is about; once for each picture."""
     run_root: Path = Path("runs")
     """Folder of the run folders."""
     device: str = "auto"
@@ -29,6 +30,10 @@ class Arguments:
     """Longest answer, in tokens."""
     temperature: float = 0.0
     """0: the most likely token each time; else the softmax temperature."""
+    vision_source: str = ""
+    """Folder or hub id of the vision backbone, if it is no longer where the run found it."""
+    language_source: str = ""
+    """Folder or hub id of the language model, if it is no longer where the run found it."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,12 +45,19 @@ def main(argv: Sequence[str]) -> None:
     from vlm.models.generate import Sampling
 
     images = [load_image(path) for path in arguments.image]
-    model = open_model(arguments.run, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root)
     sampling = Sampling(max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature)
+    sources = {name: getattr(arguments, name) for name in ("vision_source", "language_source") if getattr(arguments, name)}
+    model = open_model(arguments.run, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root, **sources)
     conversation = Conversation(model, sampling=sampling)
-    for question in [arguments.question] if arguments.question else _lines():
-        _print(conversation.say(question, images))
-        images = []
+    if arguments.question:
+        _print(conversation.say(arguments.question, images))
+        return
+    for line in _lines():
+        try:
+            _print(conversation.say(line, images))
+            images = []
+        except VLMError as error:  # a line that cannot be answered ends neither the program nor the conversation
+            print(error, file=sys.stderr)
 
 
 def _lines() -> Iterator[str]:

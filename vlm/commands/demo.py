@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING
 from vlm.conf.cli import parse
 from vlm.conf.presets import PRESETS
 from vlm.conf.schema import TrainConfig
+from vlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlm.evaluate.stopwatch import Stopwatch
+
+
+MIN_QUESTIONS, MIN_CAPTIONS = 6, 2  # two of each type of question; a caption is compared with another picture
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,13 @@ class Arguments:
     num_questions: int = 500
     """Held-out questions to answer, equally many of each type."""
     num_captions: int = 200
-    """Held-out pictures to rank captions for."""
+    """Held-out pictures to rank captions for, at least 2."""
+
+    def __post_init__(self) -> None:
+        if self.num_questions < MIN_QUESTIONS or self.num_captions < MIN_CAPTIONS:
+            raise ConfigError(
+                f"--num-questions is at least {MIN_QUESTIONS} and --num-captions at least {MIN_CAPTIONS}; got {self.num_questions} and {self.num_captions}."
+            )
 
 
 def main(argv: Sequence[str]) -> None:

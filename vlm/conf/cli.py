@@ -16,6 +16,7 @@ from vlm.errors import ConfigError
 T = TypeVar("T")
 
 Positional = tyro.conf.Positional  # marks a field of a command's arguments that is given without a flag
+Repeated = tyro.conf.UseAppendAction  # marks a tuple whose flag takes one value each time it is given, so that it swallows nothing behind it
 
 
 def parse_train(argv: Sequence[str], *, prog: str) -> TrainConfig:
