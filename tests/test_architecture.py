@@ -10,8 +10,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from vlm.data.datasets.base import Conversation, Dropped
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "vlm").rglob("*.py"))
@@ -151,6 +154,16 @@ def test_example_of_contributing_runs(example: str):
     names: dict[str, object] = {}
     exec(example, names)
     assert names.get("SPECS") or names.get("YOURS")
+
+
+def test_dataset_example_of_contributing_opens_its_source():
+    (example,) = [example for example in EXAMPLES if "DatasetSpec(" in example]
+    names: dict[str, Any] = {}
+    exec(example, names)
+    spec = names["SPECS"]["yours"]
+    source = spec.prepare(spec.options)
+    assert [type(row) for row in source.rows(spec.splits[0])] == [Conversation, Dropped]
+    assert source.locate(Path("1.png")) == Path("downloads/1.png")
 
 
 def test_contributing_shows_how_to_add_each_kind_of_part():
