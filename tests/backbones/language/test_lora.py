@@ -88,6 +88,12 @@ def test_targets_that_match_nothing_are_refused_with_the_layers_there_are(tiny, 
         tiny("tiny-llama", lora=options(targets))
 
 
+def test_targets_that_are_no_regular_expression_are_refused_before_a_model_is_loaded():
+    with pytest.raises(ConfigError, match=r"LoRA targets '\(' are no regular expression: .*position 0.*all-linear") as caught:
+        options("(")
+    assert "\n" not in str(caught.value)
+
+
 def test_an_adapter_has_rank_times_both_widths_a_layer(tiny):
     lm = tiny("tiny-llama", lora=options(("q_proj", "v_proj"), rank=3))
     assert sum(p.numel() for p in lm.parameters() if p.requires_grad) == 2 * 3 * ((32 + 32) + (32 + 16))

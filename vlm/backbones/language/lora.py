@@ -26,6 +26,16 @@ class LoRAOptions:
     dropout: float
     targets: tuple[str, ...] | str
 
+    def __post_init__(self) -> None:
+        if isinstance(self.targets, str):
+            try:
+                re.compile(self.targets)
+            except re.error as error:
+                raise ConfigError(
+                    f"LoRA targets {self.targets!r} are no regular expression: {error}. "
+                    "Write `family`, `all-linear`, or an expression that matches whole module names, such as '.*(q|v)_proj'."
+                ) from error
+
 
 def add_lora(model: nn.Module, options: LoRAOptions) -> None:
     """Add an adapter in place; afterwards only the adapter's weights are trainable, and the output is what it was.
