@@ -77,6 +77,19 @@ def test_ridge_start_fits_the_last_layer_of_a_deeper_connector(name):
     assert ridge_start(CONNECTORS[name].build(6, 16), features, targets) > 0.3
 
 
+@pytest.mark.parametrize("name", ["linear", "standardized-mlp2x"])
+def test_statistics_of_a_bf16_connector_stay_fp32_and_are_stored_so(name):
+    features = torch.randn(50, 6) * 3 + 1
+    connector, other = (CONNECTORS[name].build(6, 5).to(torch.bfloat16) for _ in range(2))
+    connector.standardize.fit(features)
+    other.load_state_dict(connector.state_dict())
+    other.to(torch.bfloat16)
+    assert torch.equal(other.standardize.mean, features.mean(0))
+    assert torch.equal(other.standardize.scale, 1 / features.std(0))
+    assert {weight.dtype for weight in other.parameters()} == {torch.bfloat16}
+    assert other(features[None].bfloat16()).dtype == torch.bfloat16
+
+
 def test_ridge_start_refuses_a_connector_without_weights():
     with pytest.raises(ConfigError, match="ends in a linear layer"):
         ridge_start(CONNECTORS["identity"].build(4, 4), torch.randn(5, 2, 4), torch.randn(5, 4))

@@ -31,7 +31,7 @@ class ConnectorSpec:
 
 
 class Standardize(nn.Module):
-    """Per-channel standardization with fixed statistics, the identity until `fit`."""
+    """Per-channel standardization with fixed statistics, the identity until `fit`; in fp32 whatever the type of the connector."""
 
     mean: Tensor
     scale: Tensor
@@ -42,14 +42,36 @@ class Standardize(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Standardize":
+        """Follow the connector to another device; `.to(bfloat16)` must not round the statistics."""
+        before = {"mean": self.mean, "scale": self.scale}
+        super()._apply(fn, recurse)
+        for name, exact in before.items():
+            moved = getattr(self, name)
+            if moved.dtype != torch.float32:
+                setattr(self, name, moved.float() if exact.is_meta else exact.to(moved.device))
+        return self
+
     def forward(self, features: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
-        """`(features - mean) * scale`."""
-        return (features - self.mean) * self.scale
+        """`(features - mean) * scale`, in the type of the features."""
+        return ((features - self.mean) * self.scale).to(features.dtype)
 
     def fit(self, features: Float[Tensor, "rows D"]) -> None:
         """Take mean and deviation from data."""
         self.mean.copy_(features.mean(0))
         self.scale.copy_(1 / features.std(0).clamp_min(1e-6))
+
+
+def check_ridge(connector: nn.Module) -> None:
+    """Make sure that a connector has a last layer for `ridge_start` to set.
+
+    Raises:
+        ConfigError: If it does not end in a linear layer.
+    """
+    if not isinstance(getattr(connector, "readout", None), nn.Linear):
+        raise ConfigError(
+            f"connector_init ridge needs a connector that ends in a linear layer; {type(connector).__name__} does not. Use connector_init random."
+        )
 
 
 @torch.no_grad()
@@ -65,10 +87,7 @@ def ridge_start(connector: Any, features: Float[Tensor, "samples P D"], targets:
     Raises:
         ConfigError: If the connector is not of that form.
     """
-    if not isinstance(getattr(connector, "readout", None), nn.Linear):
-        raise ConfigError(
-            f"connector_init ridge needs a connector that ends in a linear layer; {type(connector).__name__} does not. Use connector_init random."
-        )
+    check_ridge(connector)
     if connector.standardize is not None:
         connector.standardize.fit(features.flatten(0, 1))
     inputs = connector.body(features).mean(1).double()  # [samples, width of the last layer's input]
