@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from vlm.conf.schema import BatchPlan, LearningRates, LoRAConfig, StageConfig, TrackingConfig
+from vlm.conf.schema import BatchPlan, LearningRates, LoRAConfig, StageConfig, TrackingConfig, VisionLanguageConfig
 from vlm.errors import ConfigError
 
 STAGE = StageConfig(name="x", dataset="x", lr=LearningRates(connector=1e-3))
@@ -42,7 +42,7 @@ def test_steps_cover_all_samples():
     [
         ({"global_batch_size": 0}, "Batch sizes are at least 1"),
         ({"per_device_batch_size": -1}, "Batch sizes are at least 1"),
-        ({"epochs": 0.0}, "--stage.epochs is 0.0; it must be positive"),
+        ({"epochs": 0.0}, "--stage.epochs is 0.0; it must be positive and finite"),
         ({"max_steps": 0}, "--stage.max-steps is 0; at least 1"),
         ({"max_length": 0}, "--stage.max-length is 0; at least 1"),
         ({"num_workers": -1}, "--stage.num-workers is -1; at least 0"),
@@ -51,6 +51,12 @@ def test_steps_cover_all_samples():
         ({"warmup_ratio": 1.5}, "--stage.warmup-ratio is 1.5; it must lie between 0 and 1"),
         ({"decay_ratio": -0.1}, "--stage.decay-ratio is -0.1"),
         ({"name": "a/b"}, "--stage.name is 'a/b'"),
+        ({"betas": (0.9, 1.0)}, r"--stage.betas is \(0.9, 1.0\); each must be at least 0 and below 1"),
+        ({"betas": (-0.1, 0.9)}, r"--stage.betas is \(-0.1, 0.9\)"),
+        ({"betas": (float("nan"), 0.9)}, r"--stage.betas is \(nan, 0.9\)"),
+        ({"clip_norm": float("nan")}, "--stage.clip-norm is nan"),
+        ({"weight_decay": float("nan")}, "--stage.weight-decay is nan; at least 0"),
+        ({"epochs": float("inf")}, "--stage.epochs is inf"),
     ],
 )
 def test_values_outside_of_their_range_are_refused(changed, message):
@@ -69,9 +75,16 @@ def test_all_rates_none_is_refused():
         LearningRates()
 
 
-def test_rate_of_zero_is_refused():
-    with pytest.raises(ConfigError, match=r"--stage.lr.vision is 0.0; a learning rate is positive, and None freezes"):
-        LearningRates(vision=0.0)
+@pytest.mark.parametrize("rate", [0.0, -1e-3, float("nan"), float("inf")])
+def test_rate_that_is_not_positive_and_finite_is_refused(rate):
+    with pytest.raises(ConfigError, match=rf"--stage.lr.vision is {rate}; a learning rate is positive and finite, and None freezes"):
+        LearningRates(vision=rate)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a\\b", "a+b"])
+def test_model_name_that_cannot_be_part_of_a_folder_name_is_refused(name):
+    with pytest.raises(ConfigError, match=r"--model.name is '.*'; it becomes part of a folder's name"):
+        VisionLanguageConfig(vision="x", language="x", name=name)
 
 
 @pytest.mark.parametrize("values", [{"rank": -1}, {"dropout": 1.0}])

@@ -4,6 +4,7 @@ Imports no torch and resolves no name: `vlm.models.build` does that after parsin
 without effect are named by `vlm.conf.idle`.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -66,6 +67,10 @@ class VisionLanguageConfig:
     lora: LoRATowers = LoRATowers()
     """Low-rank adapters."""
 
+    def __post_init__(self) -> None:
+        if self.name:
+            _check_folder_word("model", self.name)
+
     @property
     def run_name(self) -> str:
         """`name`, or the names of the parts, safe as a folder name."""
@@ -74,8 +79,13 @@ class VisionLanguageConfig:
 
 def _check_at_least(least: int, group: str, **values: float | int | None) -> None:
     for name, value in values.items():
-        if value is not None and value < least:
+        if value is not None and not value >= least:  # so that nan is refused
             raise ConfigError(f"--{group}.{name.replace('_', '-')} is {value}; at least {least}.")
+
+
+def _check_folder_word(group: str, name: str) -> None:
+    if not name or set(name) & set("/\\+"):
+        raise ConfigError(f"--{group}.name is {name!r}; it becomes part of a folder's name, so it needs letters and neither / nor \\ nor +.")
 
 
 @dataclass(frozen=True)
@@ -91,8 +101,8 @@ class LearningRates:
 
     def __post_init__(self) -> None:
         for name, rate in vars(self).items():
-            if rate is not None and rate <= 0:
-                raise ConfigError(f"--stage.lr.{name} is {rate}; a learning rate is positive, and None freezes the part.")
+            if rate is not None and not 0 < rate < math.inf:
+                raise ConfigError(f"--stage.lr.{name} is {rate}; a learning rate is positive and finite, and None freezes the part.")
         if not self.trained:
             raise ConfigError("All learning rates are None, so nothing would be trained. Set at least one of --stage.lr.{vision,connector,language}.")
 
@@ -137,7 +147,7 @@ class StageConfig:
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay; never applied to biases and other one-dimensional weights."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's averaging constants."""
+    """AdamW's averaging constants, each from 0 to below 1."""
     clip_norm: float | None = 1.0
     """Largest norm of the whole gradient; None: no clipping."""
     num_workers: int = 2
@@ -150,14 +160,15 @@ class StageConfig:
             raise ConfigError(
                 f"Batch sizes are at least 1; got --stage.global-batch-size {self.global_batch_size}, --stage.per-device-batch-size {self.per_device_batch_size}."
             )
-        if not self.name or set(self.name) & set("/\\+"):
-            raise ConfigError(f"--stage.name is {self.name!r}; it becomes part of a folder's name, so it needs letters and neither / nor \\ nor +.")
+        _check_folder_word("stage", self.name)
         _check_at_least(1, "stage", max_steps=self.max_steps, max_length=self.max_length)
         _check_at_least(0, "stage", num_workers=self.num_workers, weight_decay=self.weight_decay)
-        if self.clip_norm is not None and self.clip_norm <= 0:
+        if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"--stage.clip-norm is {self.clip_norm}; it must be positive, and None means no clipping.")
-        if self.max_steps is None and self.epochs <= 0:
-            raise ConfigError(f"--stage.epochs is {self.epochs}; it must be positive, or --stage.max-steps must be set.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"--stage.betas is {self.betas}; each must be at least 0 and below 1.")
+        if self.max_steps is None and not 0 < self.epochs < math.inf:
+            raise ConfigError(f"--stage.epochs is {self.epochs}; it must be positive and finite, or --stage.max-steps must be set.")
         for name in ("warmup_ratio", "decay_ratio", "final_lr_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"--stage.{name.replace('_', '-')} is {getattr(self, name)}; it must lie between 0 and 1.")
