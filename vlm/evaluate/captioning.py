@@ -19,7 +19,8 @@ class CaptionRanking:
 
     Attributes:
         nll_matched: Mean negative log-likelihood of the true caption, in nats a caption, with its own picture.
-        nll_shuffled: The same with the picture of another caption.
+        nll_shuffled: The same with the picture of another sample, averaged over all other pictures; some of them may have the same caption, and then
+            it comes out lower than with pictures of other captions alone.
         caption_accuracy: Share of pictures whose true caption is the most likely of all candidates.
         caption_chance: Accuracy of a uniform guess.
     """

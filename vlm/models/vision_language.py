@@ -1,6 +1,6 @@
 """A vision backbone, a connector and a language model as one model: pixels and ids in, loss or hidden states out.
 
-Knows no names, files or training; `vlm.models.build` assembles it from a config, `vlm.train.loop` trains it.
+Knows no names, files or training; `vlm.models.build` assembles it from a config, `vlm.training.loop` trains it.
 """
 
 from collections.abc import Iterator, Sequence
