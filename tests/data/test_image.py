@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm.data.image import load_image, to_tiles
+from vlm.data.image import load_image, load_tiles, to_tiles
 from vlm.errors import DataFormatError
 from vlm.types import ImageLayout, ImagePolicy
 
@@ -40,6 +40,17 @@ def test_crop_is_clip_of_transformers(size: tuple[int, int], side: int):
     processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     tiles, _ = to_tiles(noise(*size), ImagePolicy(size=side, mode="crop"))
     assert torch.equal(tiles, processed(processor, noise(*size)).to(torch.uint8))
+
+
+def test_crop_refuses_a_picture_whose_resized_form_would_be_huge():
+    with pytest.raises(DataFormatError, match=r"1x10000 pixels is too narrow for --model\.resize crop.* at most 100 to 1"):
+        to_tiles(noise(1, 10_000), ImagePolicy(size=224, mode="crop"))
+    assert to_tiles(noise(1, 100), ImagePolicy(size=32, mode="crop"))[0].shape == (1, 3, 32, 32)
+
+
+def test_file_of_a_picture_too_narrow_to_crop_is_named(tmp_path: Path):
+    with pytest.raises(DataFormatError, match=r"x\.png cannot be used: A picture of 1x101 pixels"):
+        load_tiles(saved(tmp_path, noise(1, 101)), ImagePolicy(size=32, mode="crop"))
 
 
 def expand2square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
@@ -124,6 +135,8 @@ def test_cut_and_broken_files_are_named(tmp_path: Path, name: str):
         with pytest.raises(DataFormatError, match=rf"{name} cannot be read: .*Replace the file") as caught:
             load_image(path)
         assert "\n" not in str(caught.value)
+        assert str(caught.value).count(name) == 1
+        assert "''" not in str(caught.value)
 
 
 def test_damaged_chunk_is_named(tmp_path: Path):

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from vlm.errors import DataFormatError
 from vlm.types import ImageLayout, ImagePolicy
 
+MAX_ASPECT_RATIO = 100  # of crop, which resizes before it cuts: at most 60 MB for tiles of 448 pixels
 WHITE = (255, 255, 255, 255)
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # what PIL raises for broken files
 
@@ -28,8 +29,15 @@ def load_image(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise DataFormatError(f"There is no image file {path}.") from None
     except UNREADABLE as error:
-        reason = str(error).replace(str(path), "").strip() or type(error).__name__
-        raise DataFormatError(f"The image file {path} cannot be read: {reason}. Replace the file, or remove its sample.") from error
+        raise DataFormatError(f"The image file {path} cannot be read: {_reason(error, path)}. Replace the file, or leave it out.") from error
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """What PIL or the system says, in one line and without the path."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no picture, or its beginning is damaged"
+    said = getattr(error, "strerror", None) or str(error).replace(str(path), "the file")
+    return " ".join(said.split()).rstrip(".") or type(error).__name__
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -49,12 +57,29 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_tiles(image: Image.Image, policy: ImagePolicy) -> tuple[UInt8[Tensor, "N 3 H W"], ImageLayout]:
-    """The tiles of a picture, and how they lie; every mode of today makes one tile."""
+    """The tiles of a picture, and how they lie; every mode of today makes one tile.
+
+    Raises:
+        DataFormatError: If the picture holds floating-point values, or is too narrow to be cropped.
+    """
     image = to_rgb(image)
     layout = ImageLayout(grid=(1, 1), size=(image.height, image.width))
     square = {"squash": _squash, "crop": _crop, "pad": _pad}[policy.mode](image, policy)
     tile = torch.from_numpy(np.array(square))  # [H, W, 3]
     return tile.permute(2, 0, 1).unsqueeze(0).contiguous(), layout
+
+
+def load_tiles(path: Path, policy: ImagePolicy) -> tuple[UInt8[Tensor, "N 3 H W"], ImageLayout]:
+    """The tiles of the picture in a file.
+
+    Raises:
+        DataFormatError: If the file cannot be read, or its picture cannot be cut; with the path.
+    """
+    image = load_image(path)
+    try:
+        return to_tiles(image, policy)
+    except DataFormatError as error:
+        raise DataFormatError(f"The image file {path} cannot be used: {error}") from error
 
 
 def _resize(image: Image.Image, width: int, height: int, policy: ImagePolicy) -> Image.Image:
@@ -67,7 +92,12 @@ def _squash(image: Image.Image, policy: ImagePolicy) -> Image.Image:
 
 def _crop(image: Image.Image, policy: ImagePolicy) -> Image.Image:
     """CLIP's: the short side to `size`, the long one rounded down, then the middle."""
-    size, short = policy.size, min(image.size)
+    size, short, long = policy.size, min(image.size), max(image.size)
+    if long > MAX_ASPECT_RATIO * short:
+        raise DataFormatError(
+            f"A picture of {image.width}x{image.height} pixels is too narrow for --model.resize crop, which takes sides of at most {MAX_ASPECT_RATIO} to 1. "
+            "Cut the picture, leave it out, or use squash or pad."
+        )
     width, height = (size if side == short else int(size * side / short) for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2
     return _resize(image, width, height, policy).crop((left, top, left + size, top + size))

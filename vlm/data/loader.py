@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from vlm.conf.schema import BatchPlan
 from vlm.data.chat import check_template, encode_chat
 from vlm.data.collate import Example, collate
-from vlm.data.image import load_image, to_tiles
+from vlm.data.image import load_tiles
 from vlm.data.sample import Sample
 from vlm.errors import DataFormatError, VLMError
 from vlm.types import ChatBatch, ChatTemplate, ImageLayout, ImagePolicy
@@ -66,7 +66,7 @@ class ChatExamples:
             ConfigError: If a token crosses the border of an answer.
         """
         sample = self.samples[index]
-        tiled = [to_tiles(load_image(path), self.policy) for path in sample.images]
+        tiled = [load_tiles(path, self.policy) for path in sample.images]
         encoded = encode_chat(
             sample.messages,
             template=self.template,
