@@ -1,3 +1,5 @@
+import logging
+import os
 import subprocess
 import sys
 import types
@@ -78,6 +80,15 @@ def test_interruption_is_exit_code_130(command, capsys):
     command(interrupt)
     assert main(["list"]) == 130
     assert capsys.readouterr().err == "vlm list: interrupted\n"
+
+
+def test_hub_warnings_are_not_shown():
+    code = (
+        "from vlm.__main__ import main; main(['list', 'presets']); import huggingface_hub, logging; print(logging.getLogger('huggingface_hub').level)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_VERBOSITY"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == str(logging.ERROR)
 
 
 def test_other_ranks_speak_only_after_the_first_had_its_time(command, capsys, monkeypatch):
