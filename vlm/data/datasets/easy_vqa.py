@@ -32,7 +32,7 @@ class EasyVQAOptions:
     """
 
     seed: int = 7
-    max_questions: int = 8
+    max_questions: int = 4
 
     def __post_init__(self) -> None:
         if self.max_questions < 1:
@@ -142,7 +142,7 @@ SPECS = {
     "easy-vqa": _spec(
         prepare=partial(_prepare, _conversations),
         splits=("train", "test"),
-        description="colored shapes: one conversation a picture, up to 8 questions and the caption in random order",
+        description="colored shapes: one conversation a picture, up to 4 questions and the caption in random order",
     ),
     "easy-vqa-captions": _spec(
         prepare=partial(_prepare, _captions),
