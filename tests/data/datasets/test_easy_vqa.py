@@ -52,11 +52,12 @@ def test_caption_names_color_then_shape():
     assert Picture(Path("train/1.png"), (("what color is the shape?", "blue"),)).caption() is None
 
 
-def test_a_conversation_keeps_open_questions_and_has_at_most_eight_beside_the_caption():
-    pairs = choose_questions(BLUE, EasyVQAOptions())
+def test_a_conversation_keeps_open_questions_and_has_at_most_so_many_beside_the_caption():
+    pairs = choose_questions(BLUE, EasyVQAOptions(max_questions=8))
     assert len(pairs) == 9
     assert {("what is the blue shape?", "circle"), ("what color is the shape?", "blue"), (CAPTION_REQUEST, "a blue circle")} <= set(pairs)
     assert len(set(pairs)) == 9
+    assert len(choose_questions(BLUE, EasyVQAOptions())) == 5
     assert len(choose_questions(BLUE, EasyVQAOptions(max_questions=1))) == 2
 
 
