@@ -93,6 +93,24 @@ def test_fingerprint_sees_one_changed_value_in_a_hundred(compose):
     assert fingerprint(model.language) != fingerprint(other.language)
 
 
+@pytest.mark.parametrize("shape", [(512, 1024), (300, 1152), (12_288, 64)])
+def test_fingerprint_sees_a_change_in_any_column(shape):
+    layer = torch.nn.Linear(shape[1], shape[0], bias=False)
+    before = fingerprint(layer)
+    for column in (0, 1, 2, 3, 17, shape[1] - 1):
+        with torch.no_grad():
+            layer.weight[:, column] += 1
+        after = fingerprint(layer)
+        assert after != before, column
+        before = after
+
+
+def test_fingerprint_hashes_at_most_twice_the_values_it_is_meant_to():
+    sizes = [1, 4096, 4097, 8191, 8192, 4096 * 30, 4096 * 30030, 1024 * 1024, 151_936 * 896, 32_000 * 4096]
+    hashed = [len(range(0, size, checkpoint._stride(size))) for size in sizes]
+    assert all(min(size, 2048) <= count < 8192 for size, count in zip(sizes, hashed, strict=True))
+
+
 def test_fingerprint_survives_saving_and_loading_the_tower(compose, config, tmp_path):
     model = compose()
     model.language.model.save_pretrained(tmp_path)
@@ -249,6 +267,15 @@ def test_a_prefix_of_no_run_is_refused_with_the_runs_there_are(tmp_path):
         find_checkpoint("llava", run_root=tmp_path)
     with pytest.raises(ConfigError, match="Runs: none"):
         find_checkpoint("llava", run_root=tmp_path / "nowhere")
+
+
+def test_a_folder_that_is_no_run_is_taken_for_a_prefix(tmp_path, monkeypatch):
+    run_folders(tmp_path / "runs", "demo+align+x7", "demo+finetune+x7")
+    (tmp_path / "runs" / "demo").mkdir()  # the report of the demo
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "runs/demo"):
+        with pytest.raises(ConfigError, match=r"2 runs begin with 'demo' in runs. Runs: demo\+align\+x7, demo\+finetune\+x7"):
+            find_checkpoint(name)
 
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path):

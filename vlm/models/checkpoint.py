@@ -6,8 +6,10 @@ Knows nothing of optimizers or of how training goes on; finds runs by name.
 import hashlib
 import json
 import logging
+import math
 import shutil
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,10 @@ def _own_name(name: str) -> str:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A hash of a part's own weights, adapters left out: names, shapes, and up to VALUES_PER_TENSOR evenly spaced values of each.
+    """A hash of a part's own weights, adapters left out: names, shapes, and evenly spaced values of each.
+
+    Of a tensor up to VALUES_PER_TENSOR all values are hashed, of a larger one between a few less and twice as many (see `_stride`), from all of its
+    columns if it has rows enough. What it can miss: a change of few values, between those that are hashed, and one below bf16's rounding.
 
     Values are rounded to bf16 first, so that the same weights give the same fingerprint whether loaded in fp32 or in bf16.
     """
@@ -74,10 +79,15 @@ def fingerprint(module: nn.Module) -> str:
         if is_lora(name):
             continue
         flat = tensor.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // VALUES_PER_TENSOR)].to("cpu", torch.float32).to(torch.bfloat16)
+        sample = flat[:: _stride(flat.numel())].to("cpu", torch.float32).to(torch.bfloat16)
         digest.update(f"{_own_name(name)} {tuple(tensor.shape)}".encode())
         digest.update(sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _stride(size: int) -> int:
+    """The least step from `size // VALUES_PER_TENSOR` on that has no factor in common with the size; one that had would visit the same columns in all rows."""
+    return next(step for step in count(max(1, size // VALUES_PER_TENSOR)) if math.gcd(step, size) == 1)
 
 
 def save(model: VisionLanguageModel, config: VisionLanguageConfig, folder: Path) -> None:
@@ -238,6 +248,8 @@ def _refuse_misfits(own: dict[str, Tensor], shapes: dict[str, Any], folder: Path
 def find_checkpoint(name: str | Path, *, run_root: Path = Path("runs")) -> Path:
     """The checkpoint folder behind a checkpoint, a run folder, or a unique prefix of a run's name; of a run, the latest.
 
+    A folder is a run's if it has `checkpoints`; the name of another one (`runs/demo`, the demo's report) is taken for a prefix.
+
     Raises:
         ConfigError: If nothing or more than one run answers to the name.
         CheckpointError: If the run has no checkpoint yet.
@@ -245,7 +257,7 @@ def find_checkpoint(name: str | Path, *, run_root: Path = Path("runs")) -> Path:
     path = Path(name)
     if (path / MODEL).is_file():
         return path
-    run = next((folder for folder in (path, run_root / path) if folder.is_dir()), None) or _run_by_prefix(path, run_root)
+    run = next((folder for folder in (path, run_root / path) if (folder / "checkpoints").is_dir()), None) or _run_by_prefix(path, run_root)
     folders = (run / "checkpoints").glob("step-*")
     steps = sorted((f for f in folders if (f / MODEL).is_file() and f.suffix != ".tmp"), key=lambda f: int(f.name.removeprefix("step-")))
     if not steps:
