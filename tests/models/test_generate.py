@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vlm.data.chat import encode_chat
 from vlm.data.image import to_tiles
-from vlm.errors import DataFormatError
-from vlm.models.generate import Prompt, Sampling, answer_log_probs, ask, generate, left_padded, stream
+from vlm.errors import ConfigError, DataFormatError
+from vlm.models.generate import Prompt, Sampling, _warn_without_question, answer_log_probs, ask, generate, left_padded, stream
 from vlm.models.vision_language import VisionLanguageModel
 from vlm.types import IGNORE_INDEX, ChatBatch, Documents, Message
 
@@ -128,6 +128,38 @@ def test_an_answer_ends_at_max_new_tokens(compose):
     model = compose()
     biased_to(model, ["a"])
     assert generate(model, [ask([], "Describe the image.")], Sampling(max_new_tokens=3)) == ["aaa"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"max_new_tokens": 0}, {"temperature": -0.1}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": 0.0}, {"top_p": 1.1}],
+)
+def test_sampling_outside_of_its_ranges_is_refused(values):
+    ((name, value),) = values.items()
+    with pytest.raises(ConfigError, match=f"^{name} is {value}; "):
+        Sampling(**values)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_prompt_without_tokens_is_refused(compose, streamed):
+    model, prompt = compose(language="tiny-qwen2", template="plain"), ask([], "Is there a red square?")
+    with pytest.raises(DataFormatError, match=r"The prompt has no tokens: the chat template 'plain' has no place for text. Give a picture"):
+        list(stream(model, prompt, SHORT)) if streamed else generate(model, [prompt], SHORT)
+
+
+@pytest.mark.parametrize("template", ["plain", "caption"])
+def test_a_template_without_a_place_for_the_question_is_named_once(compose, picture, template, caplog):
+    _warn_without_question.cache_clear()
+    model, prompt = compose(template=template), ask([picture(1)], "Is there a red square?")
+    for _ in range(2):
+        generate(model, [prompt], SHORT)
+        list(stream(model, prompt, SHORT))
+    assert caplog.text.count(f"This run's chat template '{template}' has no place for a question") == 1
+
+
+def test_a_template_with_a_place_for_the_question_is_not_named(compose, prompts, caplog):
+    generate(compose(), prompts, SHORT)
+    assert "no place for a question" not in caplog.text
 
 
 def test_sampling_draws_by_the_seed(compose, prompts):

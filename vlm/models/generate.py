@@ -3,9 +3,12 @@
 Knows the model and the data encoding; not where either came from, nor who asks.
 """
 
+import logging
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,11 +18,13 @@ from torch import Tensor
 
 from vlm.data.chat import encode_chat
 from vlm.data.image import to_tiles
-from vlm.errors import DataFormatError
+from vlm.errors import ConfigError, DataFormatError
 from vlm.models.answer_tree import AnswerTree, node_states
 from vlm.models.splice import splice
 from vlm.models.vision_language import VisionLanguageModel
-from vlm.types import IMAGE_PLACEHOLDER, Message, count_placeholders
+from vlm.types import IMAGE_PLACEHOLDER, ChatTemplate, Message, count_placeholders
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,22 @@ class Sampling:
     """How answers are drawn.
 
     Attributes:
-        max_new_tokens: Longest answer, in tokens.
-        temperature: 0 for the most likely token each time; else the softmax temperature.
-        top_p: Share of the probability mass that is drawn from, 0 to 1.
+        max_new_tokens: Longest answer, in tokens, at least 1.
+        temperature: 0 for the most likely token each time; else the softmax temperature, positive.
+        top_p: Share of the probability mass that is drawn from, above 0, to 1.
     """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; an answer has at least 1 token.")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"temperature is {self.temperature}; it must be finite and at least 0, and 0 takes the most likely token each time.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
 
 
 GREEDY = Sampling()
@@ -69,8 +82,9 @@ def generate(model: VisionLanguageModel, prompts: Sequence[Prompt], sampling: Sa
     """Answers to a batch of prompts.
 
     Raises:
-        DataFormatError: If placeholders and pictures disagree, or a prompt and its answer could exceed the context.
+        DataFormatError: If placeholders and pictures disagree, a prompt has no tokens, or it and its answer could exceed the context.
     """
+    _warn_without_question(model.template)
     embeds, mask = left_padded(embed_prompts(model, prompts, sampling.max_new_tokens))
     ids = model.language.generate(embeds, mask, **settings(model, sampling))
     texts = model.language.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -85,6 +99,7 @@ def stream(model: VisionLanguageModel, prompt: Prompt, sampling: Sampling = GREE
     """
     from transformers import TextIteratorStreamer
 
+    _warn_without_question(model.template)
     with torch.inference_mode():
         embeds, mask = left_padded(embed_prompts(model, [prompt], sampling.max_new_tokens))
     streamer = TextIteratorStreamer(model.language.tokenizer, skip_special_tokens=True)
@@ -109,6 +124,13 @@ def stream(model: VisionLanguageModel, prompt: Prompt, sampling: Sampling = GREE
         thread.join()
     if failure:
         raise failure[0]
+
+
+@cache
+def _warn_without_question(template: ChatTemplate) -> None:
+    """Say, once for each template, that questions are left out of the prompt."""
+    if "{content}" not in template.user:
+        log.warning("This run's chat template %r has no place for a question: the model sees pictures alone, and describes them.", template.name)
 
 
 def _stop_when(left: threading.Event) -> Any:
@@ -144,13 +166,15 @@ def embed_prompts(model: VisionLanguageModel, prompts: Sequence[Prompt], room: i
         room: Tokens that must still fit behind each.
 
     Raises:
-        DataFormatError: If placeholders and pictures disagree, or the context is too short.
+        DataFormatError: If placeholders and pictures disagree, a prompt has no tokens, or the context is too short.
     """
     rows, pixels, counts = [], [], []
     for prompt in prompts:
         check_placeholders(prompt)
         tiled = [to_tiles(image, model.image_policy) for image in prompt.images]
         rows.append(_encode(model, prompt.messages, [model.tokens_per_image(layout) for _, layout in tiled]))
+        if rows[-1].shape[1] == 0:
+            raise DataFormatError(f"The prompt has no tokens: the chat template {model.template.name!r} has no place for text. Give a picture.")
         check_room(rows[-1].shape[1], room, model)
         pixels += [tiles for tiles, _ in tiled]
         counts.append(sum(layout.num_tiles for _, layout in tiled))
