@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from tiny_data import losses
 
 import vlm
@@ -23,3 +24,16 @@ def test_loss_curve_is_the_committed_one(tiny, stage):
         GOLDEN.write_text(json.dumps(golden, indent=1) + "\n", encoding="utf-8")
     assert curve == pytest.approx(golden[f"tiny/{stage}"], rel=1e-4), f"If this is meant: {REGENERATE}"
     assert len(curve) == 20
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_two_runs_with_the_same_seed_have_bit_equal_losses_and_weights(tiny):
+    curves, weights = [], []
+    for root in ("first", "second"):
+        run_dir = vlm.train(tiny("align", seed=7, run_root=tiny().run_root / root))
+        curves.append(losses(run_dir))
+        weights.append(load_file(run_dir / "checkpoints" / "step-000004" / "weights.safetensors"))
+    assert curves[0] == curves[1]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        assert tensor.equal(weights[1][name]), name
