@@ -24,5 +24,25 @@ def test_stored_config_is_the_run_without_the_permission_to_overwrite(tiny):
     assert read_config(folder / "config.json", TrainConfig) == tiny()
 
 
+@pytest.mark.parametrize("contents", [{}, {"config.json": "{}"}, {"notes.txt": "x"}])
+def test_folder_without_a_config_of_ours_is_refused(tiny, contents):
+    config = tiny()
+    config.run_dir.mkdir(parents=True)
+    for name, text in contents.items():
+        (config.run_dir / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"exists. Use --overwrite"):
+        run_folder.check(config)
+
+
+def test_folder_with_a_finished_checkpoint_is_in_use_and_one_with_half_a_checkpoint_is_not(tiny):
+    config = tiny()
+    folder = run_folder.create(config)
+    (folder / "checkpoints" / "step-000001.tmp").mkdir()
+    run_folder.check(config)
+    (folder / "checkpoints" / "step-000001").mkdir()
+    with pytest.raises(ConfigError, match=r"exists. Use --overwrite"):
+        run_folder.check(config)
+
+
 def test_checkpoints_are_numbered_by_step(tmp_path):
     assert run_folder.checkpoint_folder(tmp_path, 500) == tmp_path / "checkpoints" / "step-000500"

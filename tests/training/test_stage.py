@@ -1,11 +1,16 @@
 import json
 import logging
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from tiny_data import metrics, write
 
 import vlm
-from vlm.conf.schema import LearningRates, TrackingConfig
+from vlm.conf.schema import LearningRates, TrackingConfig, TrainConfig
+from vlm.conf.serialize import read_config
+from vlm.distributed.launch import choose_precision
 from vlm.errors import CheckpointError, ConfigError, DataFormatError
 from vlm.training.stage import is_due
 
@@ -116,6 +121,46 @@ def test_full_disk_keeps_earlier_checkpoints_and_says_what_to_do(tiny, monkeypat
     ):
         vlm.train(config)
     assert [path.name for path in (config.run_dir / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_weights_that_the_last_step_broke_are_never_saved(tiny):
+    """Weight decay multiplies weights by 1 - rate * decay, which overflows here, behind a finite loss and gradient."""
+    config = tiny("align", max_steps=1, schedule="constant", warmup_ratio=0.0, weight_decay=1e30, lr=LearningRates(connector=1e10))
+    with pytest.raises(
+        ConfigError, match=r"Step 1: the update left values in 'connector.* not finite, so nothing is saved. Lower the learning rates"
+    ):
+        vlm.train(config)
+    assert list((config.run_dir / "checkpoints").iterdir()) == []
+
+
+def test_ridge_start_of_a_connector_without_a_last_layer_is_refused_before_anything_is_built(tiny, monkeypatch):
+    monkeypatch.setattr("vlm.training.stage.build", lambda *_, **__: pytest.fail("built"))
+    config = tiny("align")
+    config = replace(config, model=replace(config.model, vision="tiny-fused", connector="identity", connector_init="ridge"))
+    with pytest.raises(ConfigError, match="connector_init ridge needs a connector that ends in a linear layer; Identity does not"):
+        vlm.train(config)
+    assert not config.run_dir.exists()
+
+
+def test_run_that_failed_before_its_first_checkpoint_is_replaced_by_the_corrected_one(tiny, monkeypatch, caplog):
+    config = tiny("align", max_steps=1)
+    with monkeypatch.context() as broken:
+        broken.setattr("vlm.training.stage.train", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            vlm.train(config)
+    assert (config.run_dir / "config.json").is_file()
+    with caplog.at_level(logging.INFO, logger="vlm"):
+        vlm.train(config)
+    assert f"run folder {config.run_dir} is of a run that ended before its first checkpoint: it is replaced" in caplog.text
+    assert (config.run_dir / "checkpoints" / "step-000001" / "model.json").is_file()
+
+
+def test_stored_config_names_the_checkpoint_and_the_precision_in_use(tiny):
+    aligned = vlm.train(tiny("align", max_steps=1))
+    run_dir = vlm.train(tiny("finetune", max_steps=1, init_from=Path("tiny+al"), precision="auto"))
+    stored = read_config(run_dir / "config.json", TrainConfig)
+    assert stored.init_from == aligned / "checkpoints" / "step-000001"
+    assert stored.precision == choose_precision("auto", torch.device("cpu"))
 
 
 def test_a_step_is_due_at_every_nth_and_at_the_last():

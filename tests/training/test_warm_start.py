@@ -55,6 +55,13 @@ def test_data_without_pictures_is_refused(tiny, tmp_path):
         started(tiny(dataset=str(data)), per_device=1)
 
 
+def test_connector_without_weights_is_refused(tiny):
+    model = build(tiny().model, precision="fp32")
+    model.connector = torch.nn.Identity()
+    with pytest.raises(ConfigError, match=r"needs a connector that ends in a linear layer; Identity does not. Use connector_init random"):
+        warm_start(model, [])
+
+
 def test_stage_starts_by_ridge_if_the_model_says_so(tiny, caplog):
     config = tiny(max_steps=1)
     with caplog.at_level("INFO", logger="vlm"):

@@ -116,6 +116,20 @@ def _refuse_nan(value: float, what: str, step: int) -> None:
         raise ConfigError(f"Step {step}: the {what} is {value}. Lower the learning rates (--stage.lr.*) or use --precision fp32.")
 
 
+def refuse_broken_weights(model: nn.Module, step: int) -> None:
+    """Look for trained weights that are not numbers: an update can overflow where loss and gradient are finite, and no later loss shows the last one.
+
+    Raises:
+        ConfigError: If there is one; the remedy is that of a loss that is not a number.
+    """
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and not weight.isfinite().all():
+            raise ConfigError(
+                f"Step {step}: the update left values in {name!r} that are not finite, so nothing is saved. "
+                "Lower the learning rates (--stage.lr.*) or use --precision fp32; earlier checkpoints are intact."
+            )
+
+
 def _metrics(
     loss: float, norm: float, rates: Mapping[str, float], batches: list[ChatBatch], *, seconds: float, waited: float, world: World
 ) -> dict[str, float]:

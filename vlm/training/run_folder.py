@@ -1,28 +1,44 @@
-"""The folder of a run: made once, never overwritten by accident. Knows its layout, not its contents."""
+"""The folder of a run: made once, never overwritten by accident once it holds a checkpoint. Knows its layout, not its contents."""
 
+import logging
 import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from vlm.conf.schema import TrainConfig
-from vlm.conf.serialize import write_config
-from vlm.errors import ConfigError
+from vlm.conf.serialize import read_config, write_config
+from vlm.errors import ConfigError, VLMError
+
+log = logging.getLogger(__name__)
 
 
 def check(config: TrainConfig) -> None:
-    """Refuse a run folder that exists, or that could not be made.
+    """Refuse a run folder that is in use, or that could not be made; one that a run left before its first checkpoint is named, for `create` replaces it.
 
     Raises:
-        ConfigError: If it exists and the config does not say overwrite, or if the run root cannot be written.
+        ConfigError: If it exists with a checkpoint or without a config of ours, and the config does not say overwrite; or if the run root cannot be
+            written.
     """
-    if config.run_dir.exists() and not config.overwrite:
+    if is_abandoned(config.run_dir) and not config.overwrite:
+        log.info("run folder %s is of a run that ended before its first checkpoint: it is replaced", config.run_dir)
+    elif config.run_dir.exists() and not config.overwrite:
         raise ConfigError(f"Run folder {config.run_dir} exists. Use --overwrite to delete it, another --seed, or another --model.name.")
     try:
         config.run_root.mkdir(parents=True, exist_ok=True)
         Path(tempfile.mkdtemp(prefix=".writable.", suffix=".tmp", dir=config.run_root)).rmdir()
     except OSError as error:
         raise _not_writable(config.run_root, error) from error
+
+
+def is_abandoned(folder: Path) -> bool:
+    """True if a run made this folder and never finished a checkpoint in it."""
+    if any(path.suffix != ".tmp" for path in (folder / "checkpoints").glob("step-*")):
+        return False
+    try:
+        return read_config(folder / "config.json", TrainConfig).run_id == folder.name
+    except VLMError:
+        return False
 
 
 def create(config: TrainConfig) -> Path:

@@ -10,6 +10,7 @@ import torch
 from vlm.conf.idle import idle_settings
 from vlm.conf.schema import BatchPlan, TrainConfig
 from vlm.conf.serialize import to_dict
+from vlm.connectors.base import check_ridge
 from vlm.data.loader import ChatExamples, make_loader
 from vlm.data.reader import open_dataset
 from vlm.data.sample import Sample
@@ -21,7 +22,7 @@ from vlm.models.build import build, resolve
 from vlm.models.vision_language import PARTS, VisionLanguageModel
 from vlm.tracking import JSONL, Progress, Shown, Tracker, Trackers, WandB, check_trackers
 from vlm.training import run_folder
-from vlm.training.loop import Hooks, count_steps, train
+from vlm.training.loop import Hooks, count_steps, refuse_broken_weights, train
 from vlm.training.recompute import recompute
 from vlm.training.start import find_start, freeze_unused, load_start
 from vlm.training.warm_start import warm_start
@@ -60,6 +61,8 @@ def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path
     shown = _shown_samples(config)
     num_steps = count_steps(config.stage, len(samples))
     precision = choose_precision(config.precision, world.device)
+    # Stored as resolved, so that a rerun from config.json is the same run.
+    config = replace(config, init_from=start, precision=precision)  # type: ignore[arg-type]
 
     model = _build(config, precision, start).to(world.device)
     if world.is_main:
@@ -100,6 +103,9 @@ def _check(config: TrainConfig, world: World) -> BatchPlan:
     context, length = parts.language.max_length, config.stage.max_length
     if length is not None and length > context:
         raise ConfigError(f"--stage.max-length is {length}, but {config.model.language} reads {context} tokens. Set it to {context} at most.")
+    if config.model.connector_init == "ridge" and config.init_from is None:
+        with torch.device("meta"):
+            check_ridge(parts.connector.build(parts.vision.width, parts.language.width))
     check_trackers(config.tracking.trackers)
     if world.is_main:
         for line in idle_settings(config):
@@ -181,9 +187,12 @@ def _hooks(
             trackers.log(step, metrics)
 
     def after_step(step: int) -> None:
+        saves = is_due(step, config.checkpoint_every, num_steps)
+        if saves:
+            refuse_broken_weights(model, step)  # on every rank, so that none waits for one that has left
         if not world.is_main:
             return
-        if is_due(step, config.checkpoint_every, num_steps):  # before anything is looked at, so that a broken validation picture costs no weights
+        if saves:  # before anything is looked at, so that a broken validation picture costs no weights
             checkpoint.save(model, config.model, run_folder.checkpoint_folder(config.run_dir, step))
         if shown and is_due(step, tracking.sample_every, num_steps):
             batches = make_loader(_examples(config, model, shown), plan=SINGLY, seed=config.seed, num_steps=len(shown))

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vlm.connectors.base import ridge_start
+from vlm.connectors.base import check_ridge, ridge_start
 from vlm.errors import ConfigError
 from vlm.models.vision_language import VisionLanguageModel
 from vlm.types import IGNORE_INDEX, ChatBatch
@@ -27,8 +27,9 @@ def warm_start(model: VisionLanguageModel, batches: Iterable[ChatBatch]) -> floa
         Share of the variance of the mean answer embeddings that the fit explains.
 
     Raises:
-        ConfigError: If the data has no such sample.
+        ConfigError: If the data has no such sample, or the connector no last linear layer.
     """
+    check_ridge(model.connector)
     features, targets = [], []
     special = torch.tensor(sorted(model.language.tokenizer.all_special_ids))
     for batch in batches:
