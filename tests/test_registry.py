@@ -13,7 +13,9 @@ def package(tmp_path, monkeypatch):
     folder = tmp_path / "parts_for_test"
     folder.mkdir()
     (folder / "__init__.py").touch()
-    (folder / "one.py").write_text("class Spec:\n    aliases = ('uno',)\nSPECS = {'one': Spec()}\nOPEN_SPECS = {'any': lambda rest: rest.upper()}\n")
+    (folder / "one.py").write_text(
+        "class Spec:\n    aliases = ('uno',)\nSPECS = {'one': Spec()}\nOPEN_SPECS = {'any:<thing>': lambda rest: rest.upper()}\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     yield folder
     for name in [name for name in sys.modules if name.startswith("parts_for_test")]:
@@ -29,6 +31,7 @@ def test_aliases_and_open_names_resolve(package):
     registry = Registry("parts_for_test", kind="part")
     assert registry.resolve("uno") == "one"
     assert registry["any:thing"] == "THING"
+    assert registry.open_names == ("any:<thing>",)
     assert "uno" in registry
     assert "nope" not in registry
 
@@ -39,6 +42,10 @@ def test_two_files_with_one_name_are_refused(package):
         list(Registry("parts_for_test", kind="part"))
 
 
+def test_error_lists_no_names_where_there_are_none():
+    assert str(UnknownNameError("run", "x", ())) == "No run named 'x'."
+
+
 def test_typo_names_the_nearest_and_all_known(package):
-    with pytest.raises(UnknownNameError, match=r"No part named 'oen'\. Did you mean .*'one'.* Known: any:<name>, one, uno\."):
+    with pytest.raises(UnknownNameError, match=r"No part named 'oen'\. Did you mean .*'one'.* Known: any:<thing>, one, uno\."):
         Registry("parts_for_test", kind="part")["oen"]

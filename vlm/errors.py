@@ -22,7 +22,8 @@ class UnknownNameError(VLMError):
         known = sorted(known)
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-        super().__init__(f"No {kind} named {name!r}.{hint} Known: {', '.join(known) or 'none'}.")
+        listed = f" Known: {', '.join(known)}." if known else ""
+        super().__init__(f"No {kind} named {name!r}.{hint}{listed}")
         self.kind, self.name, self.known = kind, name, known
 
 

@@ -18,7 +18,7 @@ class Registry(Mapping[str, Spec], Generic[Spec]):
     """A mapping from names to the specs that the modules of a package declare.
 
     A module may declare `SPECS: dict[str, Spec]`, and `OPEN_SPECS: dict[str, Callable[[str], Spec]]` for families of names that are not listed:
-    `{"timm": f}` answers `timm:resnet50` with `f("resnet50")`. A spec may have `aliases`, other names for the same entry.
+    `{"timm:<name>": f}` answers `timm:resnet50` with `f("resnet50")`; what stands behind the colon is for readers. A spec may have `aliases`, other names for the same entry.
     """
 
     def __init__(self, package: str, *, kind: str):
@@ -62,9 +62,9 @@ class Registry(Mapping[str, Spec], Generic[Spec]):
         if name in aliases:
             return aliases[name]
         prefix, colon, rest = name.partition(":")
-        if colon and rest and prefix in openers:
+        if colon and rest and any(form.startswith(f"{prefix}:") for form in openers):
             return name
-        raise UnknownNameError(self.kind, name, [*aliases, *(f"{p}:<name>" for p in openers)])
+        raise UnknownNameError(self.kind, name, [*aliases, *openers])
 
     def __getitem__(self, name: str) -> Spec:
         """The spec of a name, an alias or an open name."""
@@ -73,7 +73,13 @@ class Registry(Mapping[str, Spec], Generic[Spec]):
         if name in specs:
             return specs[name]
         prefix, _, rest = name.partition(":")
-        return openers[prefix](rest)
+        (opener,) = [opener for form, opener in openers.items() if form.startswith(f"{prefix}:")]
+        return opener(rest)
+
+    @property
+    def open_names(self) -> tuple[str, ...]:
+        """Forms of the names that are not listed, such as `timm:<name>`, sorted."""
+        return tuple(sorted(self._tables[2]))
 
     def __contains__(self, name: object) -> bool:
         """True for whatever `[]` answers."""

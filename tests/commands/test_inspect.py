@@ -1,6 +1,9 @@
 import pytest
 
 from vlm.__main__ import main
+from vlm.backbones.language.lora import is_lora
+from vlm.conf.presets import PRESETS
+from vlm.models.build import build
 
 
 @pytest.mark.parametrize(
@@ -10,6 +13,10 @@ from vlm.__main__ import main
         ("tiny-llama", ["language tiny-llama", "43,168", "512 tokens", "LlamaForCausalLM"]),
         ("mlp2x-gelu", ["connector mlp2x-gelu", "arXiv:2310.03744", "Linear"]),
         ("tiny/finetune", ["preset tiny/finetune", "tokens an image", "16", "language at 0.01", "1,600", "runs/tiny+finetune+x7"]),
+        ("tiny/finetune", ["tiny-siglip: 12,256 parameters, "]),
+        ("phi2-siglip/align", ["google/siglip-so400m-patch14-384, Apache-2.0, arXiv:2303.15343", "microsoft/phi-2, MIT", "729"]),
+        ("siglip-so400m-384", ["tokens an image  729 (one a patch)"]),
+        ("easy-vqa", ["dataset easy-vqa", "train, test", "MIT", "pip package easy-vqa", "vlm preprocess easy-vqa"]),
         ("gelu-mlp", ["connector mlp2x-gelu"]),
         ("phi-2", ["2,779,683,840", "2,048 tokens"]),
     ],
@@ -18,6 +25,28 @@ def test_part_or_preset_is_shown_without_weights(name, words, capsys):
     assert main(["inspect", name]) == 0
     said = capsys.readouterr().out
     assert [word for word in words if word not in said] == []
+
+
+def test_dataset_has_no_modules(capsys):
+    assert main(["inspect", "easy-vqa"]) == 0
+    assert "module" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["tiny/align", "tiny/finetune", "demo/finetune"])
+def test_preset_counts_what_training_would_train(name):
+    from vlm.models.catalog import inspect
+
+    config = PRESETS[name]
+    rank, rates = config.model.lora.language.rank, config.stage.lr.trained
+    facts = inspect(name).facts
+    if rank:
+        assert f"rank-{rank} adapter" in facts["trained"]
+    if name.startswith("tiny"):
+        model = build(config.model, precision="fp32", trained=rates)
+        assert facts["parameters"] == f"{sum(weight.numel() for name, weight in model.named_parameters() if not is_lora(name)):,}"
+        assert facts["trained"].startswith(f"{sum(weight.numel() for weight in model.parameters() if weight.requires_grad):,}: ")
+    else:
+        assert "921,600" in facts["trained"]  # measured: tests/backbones/language/test_lora.py
 
 
 def test_unknown_name_gets_the_nearest(capsys):

@@ -19,6 +19,19 @@ def test_table_names_every_entry(kind, capsys):
     assert [name for name in KINDS[kind] if name not in said] == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "forms"),
+    [
+        ("vision", "fused:<a>+<b>, timm:<name>"),
+        ("language", "hf:<id or folder>"),
+        ("connectors", "mlp:<width>x<width>@<activation>"),
+    ],
+)
+def test_names_that_are_open_stand_below_the_table(kind, forms, capsys):
+    assert main(["list", kind]) == 0
+    assert capsys.readouterr().out.rstrip().splitlines()[-1].strip() == f"also by name: {forms}"
+
+
 def test_json_has_every_kind_and_entry(capsys):
     assert main(["list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)

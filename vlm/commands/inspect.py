@@ -1,4 +1,4 @@
-"""`vlm inspect NAME`: what a part or a preset is made of, without loading weights."""
+"""`vlm inspect NAME`: what a part or a preset is made of, without loading weights, or the facts of a dataset."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ class Arguments:
     """What to show."""
 
     name: Annotated[str, Positional]
-    """A vision backbone, language model, connector or preset."""
+    """A vision backbone, language model, text encoder, connector, dataset or preset."""
 
 
 def main(argv: Sequence[str]) -> None:
     """Print facts and module tree."""
-    arguments = parse(Arguments, argv, prog="vlm inspect", description="Show what a part or a preset is made of; loads no weights.")
+    arguments = parse(Arguments, argv, prog="vlm inspect", description="Show what a part, a preset or a dataset is made of; loads no weights.")
     from rich import box
     from rich.table import Table
 
@@ -29,6 +29,8 @@ def main(argv: Sequence[str]) -> None:
     out.print(f"{shown.kind} {shown.name}\n", markup=False)
     for label, value in shown.facts.items():
         out.print(f"  {label:16} {value}", markup=False, soft_wrap=True)
+    if not shown.tree:
+        return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("module", no_wrap=True)
     table.add_column("class", no_wrap=True)

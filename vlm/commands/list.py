@@ -23,7 +23,7 @@ class Arguments:
 def main(argv: Sequence[str]) -> None:
     """Print tables, or JSON."""
     arguments = parse(Arguments, argv, prog="vlm list", description="List what can be composed, prepared and run.")
-    from vlm.models.catalog import list_components, markdown
+    from vlm.models.catalog import list_components, markdown, open_names
 
     if arguments.markdown:
         print(markdown(), end="")
@@ -33,10 +33,10 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(listed, indent=2))
         return
     for kind, rows in listed.items():
-        _print_table(kind, rows)
+        _print_table(kind, rows, open_names(kind))
 
 
-def _print_table(kind: str, rows: list[dict[str, Any]]) -> None:
+def _print_table(kind: str, rows: list[dict[str, Any]], open_names: Sequence[str]) -> None:
     from rich import box
     from rich.table import Table
 
@@ -49,6 +49,8 @@ def _print_table(kind: str, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     console().print(table)
+    if open_names:
+        console().print(f"  also by name: {', '.join(open_names)}\n", markup=False, soft_wrap=True)
 
 
 def _cell(value: Any) -> str:

@@ -94,4 +94,4 @@ SPECS = {
     "fused-mlp": ConnectorSpec(build=partial(MLP, hidden=four_times_input), paper=PRISMATIC, aliases=("fused-gelu-mlp",)),
     "standardized-mlp2x": ConnectorSpec(build=partial(StandardizedMLP, hidden=output_wide(1)), paper=LLAVA15),
 }
-OPEN_SPECS = {"mlp": parse}
+OPEN_SPECS = {"mlp:<width>x<width>@<activation>": parse}

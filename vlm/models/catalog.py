@@ -1,6 +1,6 @@
 """What can be composed: every registered name with its facts, and what a part or a preset is made of, built without weights."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.language.chat_templates import TEMPLATES
+from vlm.backbones.language.lora import LoRAOptions, add_lora
 from vlm.backbones.loading import Load
 from vlm.backbones.text import TEXT
 from vlm.backbones.vision import VISION
@@ -17,7 +18,7 @@ from vlm.conf.schema import VisionLanguageConfig
 from vlm.connectors import CONNECTORS
 from vlm.data.datasets import DATASETS
 from vlm.errors import UnknownNameError
-from vlm.models.build import resolve
+from vlm.models.build import Composition, resolve
 from vlm.registry import Registry
 from vlm.verified import verifications
 
@@ -91,6 +92,14 @@ LISTERS: dict[str, Callable[[], list[dict[str, Any]]]] = {
 }
 
 
+OPEN: dict[str, Registry[Any]] = {"vision": VISION, "language": LANGUAGE, "text": TEXT, "connectors": CONNECTORS}
+
+
+def open_names(kind: str) -> tuple[str, ...]:
+    """Forms of the names that a kind of component answers to without listing them, such as `timm:<name>`."""
+    return OPEN[kind].open_names if kind in OPEN else ()
+
+
 def _ran(kind: str, name: str) -> dict[str, str]:
     """The column that says whether an entry ever ran with its real weights."""
     record = verifications().get(f"{kind}/{name}")
@@ -102,10 +111,10 @@ class Inspection:
     """What a part or a composition is made of.
 
     Attributes:
-        kind: vision, language, text, connector or preset.
+        kind: vision, language, text, connector, dataset or preset.
         name: Its registered name.
         facts: What is known of it, label by label.
-        tree: Module path, class and number of parameters, from the outside in.
+        tree: Module path, class and number of parameters, from the outside in; empty for a dataset.
     """
 
     kind: str
@@ -115,7 +124,7 @@ class Inspection:
 
 
 def inspect(name: str) -> Inspection:
-    """Build a part or a preset's composition on the meta device, at full size and without weights.
+    """Build a part or a preset's composition on the meta device, at full size and without weights; of a dataset, its facts alone.
 
     Raises:
         UnknownNameError: If no registry has the name.
@@ -123,14 +132,14 @@ def inspect(name: str) -> Inspection:
     for known, inspector in INSPECTORS:
         if name in known:
             return inspector(known.resolve(name))
-    raise UnknownNameError("part or preset", name, {name for known, _ in INSPECTORS for name in known})
+    raise UnknownNameError("part, dataset or preset", name, {name for known, _ in INSPECTORS for name in known})
 
 
 def _inspect_vision(name: str) -> Inspection:
     spec = VISION[name]
     with torch.device("meta"):
         module = spec.build(spec, Load(source=None))
-    facts = {"pixels": f"{spec.image_size} x {spec.image_size}", "patches": f"{spec.num_patches}", "width": f"{spec.width}"}
+    facts = {"pixels": f"{spec.image_size} x {spec.image_size}", "tokens an image": f"{spec.num_patches} (one a patch)", "width": f"{spec.width}"}
     return Inspection("vision", name, facts | _origin(spec), tree(module, "vision"))
 
 
@@ -165,21 +174,66 @@ def _inspect_connector(name: str) -> Inspection:
     return Inspection("connector", name, facts, tree(module, "connector"))
 
 
+def _inspect_dataset(name: str) -> Inspection:
+    spec = DATASETS[name]
+    settings = ", ".join(f"{field} {value}" for field, value in vars(spec.options).items())
+    facts = {
+        "description": spec.description,
+        "splits": ", ".join(spec.splits),
+        "settings": settings or "none",
+        "source": spec.source,
+        "license": spec.license,
+        "citation": spec.citation,
+        "prepare": f"vlm preprocess {name}",
+    }
+    return Inspection("dataset", name, facts, [])
+
+
 def _inspect_preset(name: str) -> Inspection:
     config = PRESETS[name]
-    parts, stage = resolve(config.model), config.stage
-    rates = {part: rate for part, rate in vars(stage.lr).items() if rate is not None}
+    model, stage, parts = config.model, config.stage, resolve(config.model)
+    modules = _without_weights(model, parts)
+    trees = [row for part, module in modules.items() for row in tree(module, part)]
     facts = {
-        "vision": config.model.vision,
-        "connector": config.model.connector,
-        "language": config.model.language,
+        "vision": _part(model.vision, parts.vision, modules["vision"], model.vision_source),
+        "connector": f"{model.connector}: {_count(modules['connector']):,} parameters, {parts.connector.paper}".rstrip(", "),
+        "language": _part(model.language, parts.language, modules["language"], model.language_source),
+        "parameters": f"{sum(_count(module) for module in modules.values()):,}",
+    }
+    rates = {part: rate for part, rate in vars(stage.lr).items() if rate is not None}
+    # last: an adapter is added to the language model, and the counts above are without it
+    trained = {part: _count_trained(modules[part], parts.lora if part == "language" else None) for part in rates}
+    facts |= {
+        "trained": f"{sum(trained.values()):,}: "
+        + ", ".join(f"{_trained_part(part, parts)} at {rates[part]:g} ({trained[part]:,})" for part in rates),
         "tokens an image": f"{parts.tokens_per_tile}",
         "dataset": stage.dataset,
-        "trained": ", ".join(f"{part} at {rate:g}" for part, rate in rates.items()),
         "global batch": f"{stage.global_batch_size}",
         "run folder": str(config.run_dir),
     }
-    return Inspection("preset", name, facts, [row for part in composition(config.model) for row in part])
+    return Inspection("preset", name, facts, trees)
+
+
+def _part(name: str, spec: Any, module: nn.Module, source: str) -> str:
+    origin = [source or spec.source, spec.license, spec.paper]
+    return f"{name}: {_count(module):,} parameters, {', '.join(word for word in origin if word)}"
+
+
+def _trained_part(part: str, parts: Composition) -> str:
+    return f"rank-{parts.lora.rank} adapter of language" if part == "language" and parts.lora else part
+
+
+def _count(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def _count_trained(module: nn.Module, lora: LoRAOptions | None) -> int:
+    """Values that a rate applies to: all, or those of the adapter, which is added to the module."""
+    if lora is None:
+        return _count(module)
+    with torch.device("meta"):
+        add_lora(module, lora)
+    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
 
 
 INSPECTORS: tuple[tuple[Registry[Any], Callable[[str], Inspection]], ...] = (
@@ -187,18 +241,17 @@ INSPECTORS: tuple[tuple[Registry[Any], Callable[[str], Inspection]], ...] = (
     (LANGUAGE, _inspect_language),
     (TEXT, _inspect_text),
     (CONNECTORS, _inspect_connector),
+    (DATASETS, _inspect_dataset),
     (PRESETS, _inspect_preset),
 )
 
 
-def composition(config: VisionLanguageConfig) -> Iterator[list[tuple[str, str, int]]]:
-    """The module trees of a config's three parts."""
-    parts = resolve(config)
+def _without_weights(config: VisionLanguageConfig, parts: Composition) -> dict[str, nn.Module]:
+    """A config's three parts at full size on the meta device."""
     with torch.device("meta"):
         vision: Any = parts.vision.build(parts.vision, Load(source=None, feature_layer=config.feature_layer))
-        yield tree(vision, "vision")
-        yield tree(parts.connector.build(vision.width, parts.language.width), "connector")
-        yield tree(parts.language.build(parts.language, Load(source=None)), "language")
+        language = parts.language.build(parts.language, Load(source=None))
+        return {"vision": vision, "connector": parts.connector.build(vision.width, parts.language.width), "language": language}
 
 
 def _origin(spec: Any) -> dict[str, str]:

@@ -44,4 +44,4 @@ def from_config_file(source: str) -> LanguageSpec:
     )
 
 
-OPEN_SPECS = {"hf": from_config_file}
+OPEN_SPECS = {"hf:<id or folder>": from_config_file}

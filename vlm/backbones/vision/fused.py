@@ -96,7 +96,7 @@ def fused_by_names(names: str) -> VisionSpec:
     return fused_spec({VISION.resolve(name): VISION[name] for name in names.split("+")})
 
 
-OPEN_SPECS = {"fused": fused_by_names}
+OPEN_SPECS = {"fused:<a>+<b>": fused_by_names}
 
 _DINO, _SIGLIP, _CLIP = dinov2_module.SPECS, siglip_module.SPECS, clip_module.SPECS
 _CLIP_WITH_GELU = replace(_CLIP["clip-l14-336"], build=clip_module.clip_with_gelu)

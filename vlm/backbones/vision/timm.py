@@ -180,7 +180,7 @@ def _sizes(skeleton: Skeleton) -> tuple[int, int, int]:
         return num_patches, width, skeleton.model(image).shape[-1]
 
 
-OPEN_SPECS = {"timm": timm_spec}
+OPEN_SPECS = {"timm:<name>": timm_spec}
 
 SPECS = {
     "in1k-vit-l16-224-augreg": VisionSpec(
