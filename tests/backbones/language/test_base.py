@@ -317,16 +317,6 @@ def test_generation_logs_nothing(tiny, name, caplog):
 
 
 @torch.no_grad()
-def test_steps_behind_a_cache_equal_one_forward_pass(tiny, name):
-    lm = tiny(name)
-    embeds, mask = lm.embed(random_ids(1, 12)), torch.ones(1, 12, dtype=torch.long)
-    whole = lm(embeds, Documents.one_per_row(1, 12))
-    first, cache = lm.step(embeds[:, :9], mask[:, :9], None)
-    second, _ = lm.step(embeds[:, 9:], mask, cache)
-    torch.testing.assert_close(torch.cat([first, second], dim=1), whole, atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
 def test_generation_with_an_adapter_uses_it(tiny):
     lm = tiny("tiny-llama", lora=LoRAOptions(rank=4, alpha=8.0, dropout=0.0, targets="all-linear"))
     prompt, mask = lm.embed(random_ids(1, 11)), torch.ones(1, 11, dtype=torch.long)

@@ -120,12 +120,6 @@ class HFCausalLM(nn.Module):
         """The new tokens alone, by transformers' own `generate` on spliced, left-padded embeddings; greedy unless `settings` say otherwise."""
         return self.model.generate(inputs_embeds=embeds, attention_mask=mask, **settings)
 
-    def step(self, embeds: Float[Tensor, "B new E"], mask: Int[Tensor, "B T"], cache: Any) -> tuple[Float[Tensor, "B new E"], Any]:
-        """Hidden states of further tokens behind a cache (None to begin); `mask` covers the cached tokens too, rows are aligned at their end."""
-        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
-        out = self.decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-        return out.last_hidden_state, out.past_key_values
-
     def blocks(self) -> Sequence[nn.Module]:
         """The decoder layers."""
         return tuple(self.decoder.layers)
