@@ -16,15 +16,18 @@ import torch
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.language.base import HFCausalLM, build_language
 from vlm.backbones.loading import Load
+from vlm.backbones.text import TEXT
+from vlm.backbones.text.base import build_text
 from vlm.backbones.vision import VISION
 from vlm.types import Message
 from vlm.verified import Verification, record, verifications
 
+REGISTRIES = {"vision": VISION, "language": LANGUAGE, "text": TEXT}
 BASE_MODELS = {"pure"}  # templates of models that were trained on text alone
 
 
 def from_pip(spec) -> bool:
-    return bool(spec.package) and spec.source in (spec.package, f"pip:{spec.package}")
+    return bool(package := getattr(spec, "package", "")) and spec.source in (package, f"pip:{package}")
 
 
 def entries(registry) -> list:
@@ -98,8 +101,23 @@ def test_vision_backbone_tells_pictures_apart(name):
     note(f"vision/{name}", f"two pictures differ by {apart:.2f} of the features' norm, one twice by nothing", *packages, always=not from_pip(spec))
 
 
+@pytest.mark.parametrize("name", entries(TEXT))
+@torch.no_grad()
+def test_text_encoder_puts_texts_of_one_meaning_together(name):
+    spec = TEXT[name]
+    encoder = build_text(spec, Load(spec.source))  # refuses missing tensors and other sizes
+    assert sum(weight.numel() for weight in encoder.parameters()) == spec.num_parameters
+    vectors = encoder.encode(["a photo of a cat", "a picture of a kitten", "a map of the London underground"])
+    assert vectors.shape == (3, spec.width)
+    assert vectors.isfinite().all()
+    cat, kitten, underground = torch.nn.functional.normalize(vectors, dim=1)
+    near, far = float(cat @ kitten), float(cat @ underground)
+    assert near > far
+    note(f"text/{name}", f"cat and kitten have cosine {near:.2f}, cat and a map {far:.2f}", *spec.packages, always=not from_pip(spec))
+
+
 def test_every_record_names_a_registered_entry():
-    known = {f"vision/{name}" for name in VISION} | {f"language/{name}" for name in LANGUAGE}
+    known = {f"{kind}/{name}" for kind, registry in REGISTRIES.items() for name in registry}
     assert set(verifications()) <= known
 
 
@@ -117,5 +135,5 @@ def test_a_record_replaces_the_one_before_and_keeps_the_others(tmp_path):
 def test_nothing_from_the_hub_is_claimed_without_a_record():
     from vlm.models.catalog import list_components
 
-    listed = {f"{kind}/{row['name']}": row["ran_with_real_weights"] for kind in ("vision", "language") for row in list_components(kind)[kind]}
+    listed = {f"{kind}/{row['name']}": row["ran_with_real_weights"] for kind in REGISTRIES for row in list_components(kind)[kind]}
     assert {key for key, ran in listed.items() if ran != "no"} == set(verifications())
