@@ -43,7 +43,7 @@ ALIGN = ("pretrain", "tiny/align", "--stage.dataset", "DATA")
         (("pretrain", "tiny/align", "--stage.dataset", "easy-vga"), "No dataset named 'easy-vga'. Did you mean 'easy-vqa'"),
         (("preprocess", "--dataset-id", "easy-vga"), "No dataset named 'easy-vga'. Did you mean 'easy-vqa'"),
         (("pretrian",), "No command named 'pretrian'. Did you mean 'pretrain'"),
-        (("inspect", "tiny-siglp"), "No part or preset named 'tiny-siglp'. Did you mean 'tiny-siglip'"),
+        (("inspect", "tiny-siglp"), "No part, dataset or preset named 'tiny-siglp'. Did you mean 'tiny-siglip'"),
         (("list", "vison"), "Did you mean 'vision'"),
     ],
 )
@@ -111,7 +111,7 @@ def test_picture_that_cannot_be_read_is_named(fails, tmp_path, broken, num_worke
         (data.parent / "blue.png").write_bytes(broken)
     line = fails("pretrain", "tiny/align", "--stage.dataset", data, "--stage.num-workers", num_workers)
     assert "blue.png" in line
-    assert "There is no image file" in line if broken is None else "Replace the file, or remove its sample" in line
+    assert "There is no image file" in line if broken is None else "Replace the file, or leave it out" in line
 
 
 @pytest.mark.parametrize(
