@@ -34,12 +34,13 @@ def test_folder_without_a_config_of_ours_is_refused(tiny, contents):
         run_folder.check(config)
 
 
-def test_folder_with_a_finished_checkpoint_is_in_use_and_one_with_half_a_checkpoint_is_not(tiny):
+@pytest.mark.parametrize("left", ["checkpoints/step-000001/", "checkpoints/step-000001.tmp/", "metrics.jsonl", "wandb/"])
+def test_folder_with_more_than_a_config_is_in_use(tiny, left):
     config = tiny()
     folder = run_folder.create(config)
-    (folder / "checkpoints" / "step-000001.tmp").mkdir()
+    (folder / "metrics.jsonl").touch()
     run_folder.check(config)
-    (folder / "checkpoints" / "step-000001").mkdir()
+    (folder / left).mkdir() if left.endswith("/") else (folder / left).write_text('{"step": 1}', encoding="utf-8")
     with pytest.raises(ConfigError, match=r"exists. Use --overwrite"):
         run_folder.check(config)
 

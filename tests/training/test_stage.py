@@ -151,7 +151,7 @@ def test_run_that_failed_before_its_first_checkpoint_is_replaced_by_the_correcte
     assert (config.run_dir / "config.json").is_file()
     with caplog.at_level(logging.INFO, logger="vlm"):
         vlm.train(config)
-    assert f"run folder {config.run_dir} is of a run that ended before its first checkpoint: it is replaced" in caplog.text
+    assert f"run folder {config.run_dir} is of a run that ended before its first step: it is replaced" in caplog.text
     assert (config.run_dir / "checkpoints" / "step-000001" / "model.json").is_file()
 
 

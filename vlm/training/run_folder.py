@@ -1,4 +1,4 @@
-"""The folder of a run: made once, never overwritten by accident once it holds a checkpoint. Knows its layout, not its contents."""
+"""The folder of a run: made once, never overwritten by accident once a step was taken. Knows its layout, not its contents."""
 
 import logging
 import shutil
@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 
 
 def check(config: TrainConfig) -> None:
-    """Refuse a run folder that is in use, or that could not be made; one that a run left before its first checkpoint is named, for `create` replaces it.
+    """Refuse a run folder that is in use, or that could not be made; one that a run left before its first step is named, for `create` replaces it.
 
     Raises:
-        ConfigError: If it exists with a checkpoint or without a config of ours, and the config does not say overwrite; or if the run root cannot be
+        ConfigError: If it exists with more than a config of ours, and the config does not say overwrite; or if the run root cannot be
             written.
     """
     if is_abandoned(config.run_dir) and not config.overwrite:
-        log.info("run folder %s is of a run that ended before its first checkpoint: it is replaced", config.run_dir)
+        log.info("run folder %s is of a run that ended before its first step: it is replaced", config.run_dir)
     elif config.run_dir.exists() and not config.overwrite:
         raise ConfigError(f"Run folder {config.run_dir} exists. Use --overwrite to delete it, another --seed, or another --model.name.")
     try:
@@ -32,11 +32,10 @@ def check(config: TrainConfig) -> None:
 
 
 def is_abandoned(folder: Path) -> bool:
-    """True if a run made this folder and never finished a checkpoint in it."""
-    if any(path.suffix != ".tmp" for path in (folder / "checkpoints").glob("step-*")):
-        return False
+    """True if a run made this folder and failed before its first step: nothing is in it but the config. A run at work has metrics already."""
     try:
-        return read_config(folder / "config.json", TrainConfig).run_id == folder.name
+        ours = read_config(folder / "config.json", TrainConfig).run_id == folder.name
+        return ours and {path.name for path in folder.rglob("*") if path.is_dir() or path.stat().st_size} <= {"config.json", "checkpoints"}
     except VLMError:
         return False
 
