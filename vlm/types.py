@@ -4,7 +4,6 @@ Axis letters in shapes: B rows, T tokens, N tiles, H W pixels, P patches, K toke
 M labelled positions. This file holds no computation beyond what the types themselves mean.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -327,4 +326,4 @@ class TextEncoder(Protocol):
 
 def count_placeholders(messages: Iterable[Message]) -> int:
     """Number of `<image>` placeholders in a conversation."""
-    return sum(len(re.findall(re.escape(IMAGE_PLACEHOLDER), m.text)) for m in messages)
+    return sum(message.text.count(IMAGE_PLACEHOLDER) for message in messages)

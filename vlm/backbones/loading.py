@@ -128,6 +128,34 @@ def check_complete(info: Mapping[str, Any], source: str | Path) -> None:
         raise CheckpointError(f"{source} has {len(mismatched)} tensors of another shape: {key} is {tuple(seen)}, expected {tuple(wanted)}.")
 
 
+def load_transformers(
+    class_name: str, config_name: str, spec: Any, load: Load, *, random_config: Mapping[str, Any] | None = None, **model_arguments: Any
+) -> nn.Module:
+    """A tower of transformers: random from the spec's architecture, or with weights whose config agrees with it.
+
+    Args:
+        class_name: Model class in transformers.
+        config_name: Its config class.
+        spec: A spec with `architecture`.
+        load: Source and type of the weights; a folder or hub id of the tower, or of a two-tower model that contains it.
+        random_config: Config values of random models alone, where published configs have wrong ones that nothing reads.
+        model_arguments: Arguments of the model class beside the config.
+
+    Raises:
+        CheckpointError: If the weights cannot be found, miss a tensor, or are of another size than the spec says.
+    """
+    import transformers
+
+    config_class, model_class = getattr(transformers, config_name), getattr(transformers, class_name)
+    if load.source is None:
+        config = config_class(**spec.architecture, **(random_config or {}), attn_implementation="sdpa")
+        return model_class(config, **model_arguments).to(load.dtype)
+    check_architecture(read_config(config_class, load.source), spec.architecture, load.source)
+    model, info = from_pretrained(model_class, load.source, dtype=load.dtype, **model_arguments)
+    check_complete(info, load.source)
+    return model
+
+
 def require(package: str, needed_for: str, *, extra: str | None = None) -> None:
     """Raise with the install line unless a package is importable.
 

@@ -10,7 +10,7 @@ from vlm.data.sample import Sample
 from vlm.models.generate import Prompt, Sampling, generate
 from vlm.models.vision_language import VisionLanguageModel
 from vlm.tracking import Shown
-from vlm.types import ChatBatch
+from vlm.types import ChatBatch, count_placeholders
 
 
 @contextmanager
@@ -36,8 +36,7 @@ def first_question(sample: Sample) -> tuple[Prompt, str]:
     """A sample's conversation up to its first answer, as a prompt, and that answer."""
     end = next(i for i, message in enumerate(sample.messages) if message.role == "assistant")
     messages = sample.messages[:end]
-    num_images = sum(message.text.count("<image>") for message in messages)
-    return Prompt(messages, tuple(load_image(path) for path in sample.images[:num_images])), sample.messages[end].text
+    return Prompt(messages, tuple(load_image(path) for path in sample.images[: count_placeholders(messages)])), sample.messages[end].text
 
 
 def look(model: VisionLanguageModel, samples: Sequence[Sample], *, max_new_tokens: int = 32) -> list[Shown]:

@@ -59,6 +59,7 @@ def train(
     """
     optimizer = make_optimizer(model, stage)
     schedule = make_schedule(optimizer, stage, num_steps)
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     wrapped = data_parallel(model, world)
     model.train()
     losses, stream = [], iter(batches)
@@ -67,7 +68,6 @@ def train(
         micro_batches = _take(stream, plan.accumulation, world.device)
         waited = time.perf_counter() - clock
         loss = _accumulate(wrapped, micro_batches, world=world, autocast=autocast, step=step)
-        weights = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(weights, stage.clip_norm if stage.clip_norm is not None else math.inf).item()
         _refuse_nan(norm, "norm of the gradient", step)
         rates = rates_by_part(optimizer)

@@ -12,7 +12,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vlm.backbones.loading import REMEDY, Load, check_architecture, check_complete, from_pretrained, read_config
+from vlm.backbones.loading import REMEDY, Load
 from vlm.errors import CheckpointError, ConfigError, DataFormatError, MissingPackageError
 
 
@@ -146,30 +146,6 @@ def build_text(spec: TextSpec, load: Load) -> HFTextEncoder:
     """
     tokenizer = spec.tokenizer(spec, load.source)
     return HFTextEncoder(spec.build(spec, load), tokenizer=tokenizer, width=spec.width, max_length=spec.max_length).eval()
-
-
-def load_transformers(class_name: str, config_name: str, spec: TextSpec, load: Load, **token_ids: int | None) -> nn.Module:
-    """A transformers text model: random from the spec's architecture, or with weights whose config agrees with it.
-
-    Args:
-        class_name: Model class in transformers.
-        config_name: Its config class.
-        spec: The spec.
-        load: Source and type of the weights; a folder or hub id of the text model, or of a two-tower model that contains it.
-        token_ids: Config values of random models alone; published configs have wrong ones, which nothing reads.
-
-    Raises:
-        CheckpointError: If the weights cannot be found, miss a tensor, or are of another size than the spec says.
-    """
-    import transformers
-
-    config_class, model_class = getattr(transformers, config_name), getattr(transformers, class_name)
-    if load.source is None:
-        return model_class(config_class(**spec.architecture, **token_ids, attn_implementation="sdpa")).to(load.dtype)
-    check_architecture(read_config(config_class, load.source), spec.architecture, load.source)
-    model, info = from_pretrained(model_class, load.source, dtype=load.dtype)
-    check_complete(info, load.source)
-    return model
 
 
 def auto_tokenizer(spec: TextSpec, source: str | Path | None) -> Any:

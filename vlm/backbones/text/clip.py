@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from vlm.backbones.loading import Load
-from vlm.backbones.text.base import TextSpec, TransformersText, auto_tokenizer, load_transformers
+from vlm.backbones.loading import Load, load_transformers
+from vlm.backbones.text.base import TextSpec, TransformersText, auto_tokenizer
 
 MAX_LENGTH = 77  # section 2.4 says 76; the released models have a 77th position for the end token
 BASE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8, "projection_dim": 512}

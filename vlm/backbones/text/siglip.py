@@ -6,8 +6,8 @@ so400m-224 (big_vision's `SEQLEN`, open_clip's `context_length`, and the positio
 
 from torch import nn
 
-from vlm.backbones.loading import Load
-from vlm.backbones.text.base import TextSpec, TransformersText, auto_tokenizer, load_transformers
+from vlm.backbones.loading import Load, load_transformers
+from vlm.backbones.text.base import TextSpec, TransformersText, auto_tokenizer
 
 BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
@@ -15,7 +15,9 @@ SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 2
 
 def siglip(spec: TextSpec, load: Load) -> nn.Module:
     """A SigLIP text tower with its head."""
-    model = load_transformers("SiglipTextModel", "SiglipTextConfig", spec, load, bos_token_id=None, eos_token_id=1, pad_token_id=1)
+    model = load_transformers(
+        "SiglipTextModel", "SiglipTextConfig", spec, load, random_config={"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 1}
+    )
     return TransformersText(model, output="pooler_output", layers="encoder.layers")
 
 

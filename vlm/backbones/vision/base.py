@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from vlm.backbones.loading import Load, check_architecture, check_complete, from_pretrained, read_config
+from vlm.backbones.loading import Load
 from vlm.errors import ConfigError
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's published preprocessing
@@ -183,27 +183,3 @@ class TransformersVision(nn.Module):
 
     def _normalized(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
         return self.normalize(pixels).to(next(self.model.parameters()).dtype)
-
-
-def load_transformers(class_name: str, config_name: str, spec: VisionSpec, load: Load, **model_arguments: Any) -> nn.Module:
-    """A transformers vision model: random from the spec's architecture, or with weights whose config agrees with it.
-
-    Args:
-        class_name: Model class in transformers.
-        config_name: Its config class.
-        spec: The spec.
-        load: Source and type of the weights; a folder or hub id of the vision model, or of a two-tower model that contains it.
-        model_arguments: Arguments of the model class beside the config.
-
-    Raises:
-        CheckpointError: If the weights cannot be found, miss a tensor, or are of another size than the spec says.
-    """
-    import transformers
-
-    config_class, model_class = getattr(transformers, config_name), getattr(transformers, class_name)
-    if load.source is None:
-        return model_class(config_class(**spec.architecture, attn_implementation="sdpa"), **model_arguments).to(load.dtype)
-    check_architecture(read_config(config_class, load.source), spec.architecture, load.source)
-    model, info = from_pretrained(model_class, load.source, dtype=load.dtype, **model_arguments)
-    check_complete(info, load.source)
-    return model

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from vlm.backbones.loading import Load
-from vlm.backbones.vision.base import OPENAI_MEAN, OPENAI_STD, TransformersVision, VisionSpec, load_transformers
+from vlm.backbones.loading import Load, load_transformers
+from vlm.backbones.vision.base import OPENAI_MEAN, OPENAI_STD, TransformersVision, VisionSpec
 
 BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 16}
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14}

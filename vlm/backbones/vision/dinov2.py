@@ -6,8 +6,8 @@ by the patch convolution (384 px: 27 patches of 14).
 
 from torch import nn
 
-from vlm.backbones.loading import Load
-from vlm.backbones.vision.base import IMAGENET_MEAN, IMAGENET_STD, TransformersVision, VisionSpec, load_transformers
+from vlm.backbones.loading import Load, load_transformers
+from vlm.backbones.vision.base import IMAGENET_MEAN, IMAGENET_STD, TransformersVision, VisionSpec
 
 LARGE = {
     "hidden_size": 1024,

@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import nn
 
-from vlm.backbones.loading import Load
-from vlm.backbones.vision.base import TransformersVision, VisionSpec, load_transformers
+from vlm.backbones.loading import Load, load_transformers
+from vlm.backbones.vision.base import TransformersVision, VisionSpec
 
 BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 16}
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16, "patch_size": 14}

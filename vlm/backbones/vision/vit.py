@@ -5,8 +5,8 @@ Prismatic's `in1k-vit-l` is another training of the same architecture (AugReg, t
 
 from torch import nn
 
-from vlm.backbones.loading import Load
-from vlm.backbones.vision.base import TransformersVision, VisionSpec, load_transformers
+from vlm.backbones.loading import Load, load_transformers
+from vlm.backbones.vision.base import TransformersVision, VisionSpec
 
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 16, "image_size": 224}
 
