@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from vlm.data.datasets.base import Conversation, Dropped
+from vlm.data.sample import Dropped, Sample
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "vlm").rglob("*.py"))
@@ -161,8 +161,8 @@ def test_dataset_example_of_contributing_opens_its_source():
     names: dict[str, Any] = {}
     exec(example, names)
     spec = names["SPECS"]["yours"]
-    source = spec.prepare(spec.options)
-    assert [type(row) for row in source.rows(spec.splits[0])] == [Conversation, Dropped]
+    source = spec.open(spec.options, {"yours.zip": Path("downloads")})
+    assert [type(row) for row in source.rows(spec.splits[0])] == [Sample, Dropped]
     assert source.locate(Path("1.png")) == Path("downloads/1.png")
 
 

@@ -21,8 +21,9 @@ from vlm.conf.schema import VisionLanguageConfig
 from vlm.connectors import CONNECTORS
 from vlm.data.chat import encode_chat
 from vlm.data.collate import Example, collate
+from vlm.messages import Message
 from vlm.models.build import build, resolve
-from vlm.types import Connector, Documents, LanguageModel, Message, VisionBackbone
+from vlm.types import Connector, Documents, LanguageModel, VisionBackbone
 
 ROOT = Path(__file__).parents[1]
 TINY_VISION = [name for name in VISION if name.startswith("tiny-")]

@@ -19,7 +19,7 @@ from vlm.backbones.loading import Load
 from vlm.backbones.text import TEXT
 from vlm.backbones.text.base import build_text
 from vlm.backbones.vision import VISION
-from vlm.types import Message
+from vlm.messages import Message
 from vlm.verified import Verification, record, verifications
 
 REGISTRIES = {"vision": VISION, "language": LANGUAGE, "text": TEXT}

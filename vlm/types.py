@@ -1,122 +1,20 @@
-"""The words that every layer shares: axis letters, messages and chat templates, image layouts, batches, and the protocols of the parts.
+"""The words that every layer shares: axis letters, image layouts, batches, and the protocols of the parts; those of conversations are in `vlm.messages`.
 
 Axis letters in shapes: B rows, T tokens, N tiles, H W pixels, P patches, K tokens per tile, D vision width, E language width, V vocabulary,
 M labelled positions. This file holds no computation beyond what the types themselves mean.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from vlm.errors import DataFormatError
+from vlm.messages import ChatTemplate
 
-IMAGE_PLACEHOLDER = "<image>"
 IGNORE_INDEX = -100  # torch.nn.functional.cross_entropy's default: a position without a label
-
-Role = Literal["system", "user", "assistant"]
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn of a conversation; `<image>` in the text stands for one image."""
-
-    role: Role
-    text: str
-
-
-class Span(NamedTuple):
-    """A stretch of rendered text, and whether the loss sees it."""
-
-    text: str
-    trained: bool
-
-
-@dataclass(frozen=True)
-class ChatTemplate:
-    """How a conversation is written as one string, and which stretches of it are trained.
-
-    The strings are formats: `{content}` is what was said, `{system}` the system text, `{images}` the image placeholders of the turn alone,
-    `{bos}` and `{eos}` the tokenizer's own tokens, for templates that serve every family.
-    All of `assistant`, its end token included, is trained; nothing else is. A template keeps the space before an answer in `assistant`, never at
-    the end of `assistant_start`: BPE tokenizers merge that space into the answer's first token, so a prompt that ends with it would be tokenized
-    otherwise than in training.
-
-    Attributes:
-        name: Registry name of the template.
-        user: Format of a user turn.
-        assistant_start: What asks the model to speak; the end of every inference prompt.
-        assistant: Format of what the model says, with the token that ends it.
-        start: Opens a conversation: the tokenizer's BOS token as text, where the family has one.
-        between: Follows an answer, before the next turn; not trained.
-        system: Format of a system turn; empty if the family has none.
-        default_system: System text of a conversation that brings none; None for no system turn.
-        first_user: Format of the first user turn after a system text, for families that put the system text inside it.
-        stop: Tokens that end an answer at inference, beside the tokenizer's EOS token.
-        bos: What `{bos}` stands for.
-        eos: What `{eos}` stands for.
-    """
-
-    name: str
-    user: str
-    assistant_start: str
-    assistant: str
-    start: str = ""
-    between: str = ""
-    system: str = ""
-    default_system: str | None = None
-    first_user: str | None = None
-    stop: tuple[str, ...] = ()
-    bos: str = ""
-    eos: str = ""
-
-    def with_tokens(self, *, bos: str, eos: str) -> "ChatTemplate":
-        """The same template with the tokens of a tokenizer in the places of `{bos}` and `{eos}`."""
-        return replace(self, bos=bos, eos=eos)
-
-    def render(self, messages: Sequence[Message]) -> list[Span]:
-        """Write a conversation; one that ends with a user turn becomes an inference prompt.
-
-        Raises:
-            DataFormatError: If roles do not alternate, or a system text comes where this family has no place for it.
-        """
-        system, turns = self._split_system(messages)
-        spans = [Span(self._fill(self.start), False)]
-        if system is not None and self.system:
-            spans.append(Span(self._fill(self.system, content=system), False))
-        for i, message in enumerate(turns):
-            expected = ("user", "assistant")[i % 2]
-            if message.role != expected:
-                raise DataFormatError(f"Turn {i + 1} of the conversation is by {message.role!r}; roles alternate, so {expected!r} was expected.")
-            if message.role == "user":
-                user = self._user_turn(message.text, system if i == 0 else None)
-                spans += [Span(user, False), Span(self._fill(self.assistant_start), False)]
-            else:
-                spans.append(Span(self._fill(self.assistant, content=message.text), True))
-                if i + 1 < len(turns):
-                    spans.append(Span(self._fill(self.between), False))
-        return [span for span in spans if span.text]
-
-    def _split_system(self, messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
-        if messages and messages[0].role == "system":
-            if not self.system and self.first_user is None:
-                raise DataFormatError(f"Chat template {self.name!r} has no place for a system message; remove it or put it into the first user turn.")
-            return messages[0].text, messages[1:]
-        return self.default_system, messages
-
-    def _user_turn(self, text: str, system: str | None) -> str:
-        images = IMAGE_PLACEHOLDER * text.count(IMAGE_PLACEHOLDER)
-        if system is not None and self.first_user is not None:
-            return self._fill(self.first_user, content=text, system=system, images=images)
-        return self._fill(self.user, content=text, images=images)
-
-    def _fill(self, text: str, **values: str) -> str:
-        if "{eos}" in text and not self.eos:
-            raise DataFormatError(f"Chat template {self.name!r} ends answers with the tokenizer's EOS token; give it one with `with_tokens`.")
-        return text.format(bos=self.bos, eos=self.eos, **values)
 
 
 @dataclass(frozen=True)
@@ -322,8 +220,3 @@ class TextEncoder(Protocol):
     def blocks(self) -> Sequence[nn.Module]:
         """What FSDP2 shards and checkpointing wraps."""
         ...
-
-
-def count_placeholders(messages: Iterable[Message]) -> int:
-    """Number of `<image>` placeholders in a conversation."""
-    return sum(message.text.count(IMAGE_PLACEHOLDER) for message in messages)

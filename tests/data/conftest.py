@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlm.types import IMAGE_PLACEHOLDER
+from vlm.messages import IMAGE_PLACEHOLDER
 
 CORPUS = [
     "A chat between a curious user and an assistant.",

@@ -5,7 +5,8 @@ import torch
 
 from vlm.data.chat import check_template, encode_chat
 from vlm.errors import ConfigError, DataFormatError
-from vlm.types import IGNORE_INDEX, ChatTemplate, Message
+from vlm.messages import ChatTemplate, Message
+from vlm.types import IGNORE_INDEX
 
 VICUNA = ChatTemplate(  # haotian-liu/LLaVA, conv_vicuna_v1: separators " " and "</s>"
     name="vicuna",

@@ -8,7 +8,8 @@ from vlm.conf.schema import BatchPlan
 from vlm.data.loader import ChatExamples, OrderedBatches, make_loader
 from vlm.data.sample import Sample
 from vlm.errors import DataFormatError
-from vlm.types import ChatTemplate, ImageLayout, ImagePolicy, Message
+from vlm.messages import ChatTemplate, Message
+from vlm.types import ImageLayout, ImagePolicy
 
 TEMPLATE = ChatTemplate(name="t", user="<|im_start|>{content}<|im_end|>", assistant_start="<|im_start|>", assistant="{content}<|im_end|>")
 

@@ -7,14 +7,21 @@ import pyarrow.parquet
 import pytest
 
 from vlm.data import prepare as module
-from vlm.data.datasets.base import Conversation, DatasetSpec, Dropped, Source
+from vlm.data.datasets.base import DatasetSpec, Source
 from vlm.data.prepare import Manifest, file_sha256, prepare
+from vlm.data.sample import Dropped, Row, Sample
 from vlm.errors import ConfigError, DataFormatError, UnknownNameError
+from vlm.messages import Message
 
 
 @dataclass(frozen=True)
 class Options:
     seed: int = 1
+
+
+def conversation(name: str, image: str, texts: tuple[str, ...], extra: dict[str, str] | None = None) -> Sample:
+    messages = tuple(Message("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(texts))
+    return Sample(name, (Path(image),), messages, extra or {})
 
 
 class Datasets(dict):
@@ -25,16 +32,16 @@ class Datasets(dict):
 
 
 @pytest.fixture
-def shapes(tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> list[Conversation | Dropped]:
+def shapes(tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> list[Row]:
     """A registered dataset `shapes` of two usable rows of one picture, a dropped one, and one whose picture is missing."""
-    rows: list[Conversation | Dropped] = [
-        Conversation("a", (Path("t/picture.png"),), ("<image>\nwhat?", "this"), {"type": "open"}),
-        Conversation("b", (Path("t/picture.png"),), ("what?<image>", "that", "why?", "so")),
+    rows: list[Row] = [
+        conversation("a", "t/picture.png", ("<image>\nwhat?", "this"), {"type": "open"}),
+        conversation("b", "t/picture.png", ("what?<image>", "that", "why?", "so")),
         Dropped("c", "no answer"),
-        Conversation("d", (Path("t/nowhere.png"),), ("<image>", "nothing")),
+        conversation("d", "t/nowhere.png", ("<image>", "nothing")),
     ]
     spec = DatasetSpec(
-        prepare=lambda options: Source(rows=lambda split: rows, locate=lambda name: picture.parent / name.name),
+        open=lambda options, places: Source(rows=lambda split: rows, locate=lambda name: picture.parent / name.name),
         options=Options(),
         splits=("train",),
         description="shapes",
@@ -96,8 +103,8 @@ def test_a_folder_that_is_not_a_dataset_is_not_touched(tmp_path: Path, shapes: l
 
 
 def test_interrupted_preparation_leaves_nothing(tmp_path: Path, shapes: list):
-    shapes.append(Conversation("bad", (Path("t/picture.png"),), ("no placeholder", "x")))
-    with pytest.raises(DataFormatError, match="'bad' has 0 <image>"):
+    shapes.append(Dropped("bad", "an answer is empty", "Turn 2 says nothing.", where="rows.json, row 5"))
+    with pytest.raises(DataFormatError, match=r"rows\.json, row 5: Turn 2 says nothing\..*--on-bad-row skip"):
         prepare("shapes", tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
 

@@ -8,7 +8,7 @@ from vlm.data.reader import open_dataset
 from vlm.data.rows import write_parquet
 from vlm.data.sample import Sample
 from vlm.errors import ConfigError, DataFormatError, UnknownNameError
-from vlm.types import Message
+from vlm.messages import Message
 
 
 def samples(prefix: str, count: int) -> list[Sample]:

@@ -4,7 +4,7 @@ import pytest
 
 from vlm.data.sample import Sample
 from vlm.errors import DataFormatError
-from vlm.types import Message
+from vlm.messages import Message
 
 
 def test_placeholders_and_images_must_be_equally_many():

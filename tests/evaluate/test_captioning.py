@@ -14,8 +14,9 @@ from vlm.errors import DataFormatError
 from vlm.evaluate import captioning
 from vlm.evaluate.captioning import mean_elsewhere, rank_captions
 from vlm.evaluate.validation import first_question, look, validation_loss
+from vlm.messages import Message
 from vlm.models.build import build
-from vlm.types import IGNORE_INDEX, ChatBatch, Documents, Message
+from vlm.types import IGNORE_INDEX, ChatBatch, Documents
 
 CAPTIONS = ["a blue circle", "a red square", "a red circle, black and gray"]
 

@@ -17,7 +17,7 @@ from vlm.evaluate.vqa import (
     question_of,
     truth_of,
 )
-from vlm.types import Message
+from vlm.messages import Message
 
 
 def sample(question: str, answer: str, *, kind: str = "color", image: int = 0) -> Sample:

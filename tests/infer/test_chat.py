@@ -7,9 +7,9 @@ from PIL import Image
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.errors import DataFormatError
 from vlm.infer.chat import Conversation
+from vlm.messages import Message
 from vlm.models.build import build
 from vlm.models.generate import Prompt, Sampling, generate
-from vlm.types import Message
 
 SHORT = Sampling(max_new_tokens=4)
 

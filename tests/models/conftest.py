@@ -9,9 +9,10 @@ from PIL import Image
 from vlm.conf.schema import LoRAConfig, LoRATowers, VisionLanguageConfig
 from vlm.data.chat import encode_chat
 from vlm.data.collate import Example, collate
+from vlm.messages import Message
 from vlm.models.build import build
 from vlm.models.vision_language import VisionLanguageModel
-from vlm.types import ChatBatch, Message
+from vlm.types import ChatBatch
 
 FAMILIES = ["tiny-llama", "tiny-mistral", "tiny-phi", "tiny-phi3", "tiny-qwen2", "tiny-qwen3"]
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from vlm.data.chat import encode_chat
 from vlm.data.image import to_tiles
 from vlm.errors import ConfigError, DataFormatError
+from vlm.messages import Message
 from vlm.models.generate import Prompt, Sampling, _warn_without_question, answer_log_probs, ask, generate, left_padded, stream
 from vlm.models.vision_language import VisionLanguageModel
-from vlm.types import IGNORE_INDEX, ChatBatch, Documents, Message
+from vlm.types import IGNORE_INDEX, ChatBatch, Documents
 
 NEW = 8
 SHORT = Sampling(max_new_tokens=NEW)

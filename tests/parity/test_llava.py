@@ -10,9 +10,10 @@ from vlm.backbones.vision import VISION
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.data.chat import encode_chat
 from vlm.data.collate import Example, collate
+from vlm.messages import Message
 from vlm.models.build import build
 from vlm.models.vision_language import VisionLanguageModel
-from vlm.types import IGNORE_INDEX, ChatBatch, Message
+from vlm.types import IGNORE_INDEX, ChatBatch
 
 PAIRS = [("tiny-clip", "tiny-llama"), ("tiny-siglip", "tiny-qwen2"), ("tiny-siglip", "tiny-phi")]
 STAND_IN = 11  # transformers needs an image token with an embedding row; ours has none, and this id is in no text below

@@ -14,7 +14,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from vlm.errors import ConfigError, DataFormatError
-from vlm.types import IGNORE_INDEX, IMAGE_PLACEHOLDER, ChatTemplate, Message, Span
+from vlm.messages import IMAGE_PLACEHOLDER, ChatTemplate, Message, Span
+from vlm.types import IGNORE_INDEX
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from vlm.data.collate import Example, collate
 from vlm.data.image import load_tiles
 from vlm.data.sample import Sample
 from vlm.errors import DataFormatError, VLMError
-from vlm.types import ChatBatch, ChatTemplate, ImageLayout, ImagePolicy
+from vlm.messages import ChatTemplate
+from vlm.types import ChatBatch, ImageLayout, ImagePolicy
 
 
 class ChatExamples:

@@ -8,16 +8,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from vlm.data.datasets import DATASETS
-from vlm.data.datasets.base import Conversation, DatasetSpec, Dropped, Source
+from vlm.data.datasets.base import DatasetSpec, Source
 from vlm.data.rows import write_parquet
-from vlm.data.sample import Sample
+from vlm.data.sample import Dropped, Row, Sample, refuse_faulty
 from vlm.errors import ConfigError, DataFormatError
-from vlm.types import Message
 
 FORMAT_VERSION = 1  # of the prepared folder; raised when an older one must be prepared again
 MANIFEST = "manifest.json"
@@ -129,7 +128,7 @@ def prepare(name: str, root: Path, *, options: Any = None, overwrite: bool = Fal
     folder = root / name
     if folder.exists() and not overwrite:
         return Prepared(folder, _check_same(folder, name, options), fresh=False)
-    source = spec.prepare(options)
+    source = spec.open(options, {})
     building = root / f".{name}.{os.getpid()}.tmp"
     try:
         building.mkdir(parents=True)
@@ -167,7 +166,7 @@ def _build(folder: Path, name: str, spec: DatasetSpec, source: Source, options: 
     dropped: dict[str, dict[str, list[str]]] = {}
     for split in spec.splits:
         dropped[split] = {}
-        rows = progress(source.rows(split), f"{name} {split}")
+        rows = progress(refuse_faulty(source.rows(split)), f"{name} {split}")
         path = folder / f"samples-{split}.parquet"
         count = write_parquet(_kept(rows, folder, source, dropped[split]), path)
         if not count:
@@ -179,10 +178,10 @@ def _build(folder: Path, name: str, spec: DatasetSpec, source: Source, options: 
     return manifest
 
 
-def _kept(rows: Iterable[Conversation | Dropped], folder: Path, source: Source, dropped: dict[str, list[str]]) -> Iterator[Sample]:
+def _kept(rows: Iterable[Row], folder: Path, source: Source, dropped: dict[str, list[str]]) -> Iterator[Sample]:
     """Rows as samples, their pictures copied below `images/` and their paths relative to the folder; fills `dropped`."""
     for row in rows:
-        if isinstance(row, Conversation) and not all(source.locate(name).is_file() for name in row.images):
+        if isinstance(row, Sample) and not all((file := source.locate(name)) and file.is_file() for name in row.images):
             row = Dropped(row.id, "image file missing in the source")
         if isinstance(row, Dropped):
             dropped.setdefault(row.reason, []).append(row.id)
@@ -190,9 +189,10 @@ def _kept(rows: Iterable[Conversation | Dropped], folder: Path, source: Source, 
         for name in row.images:
             if name.is_absolute() or ".." in name.parts:
                 raise DataFormatError(f"The image name {name} of row {row.id!r} leads out of the dataset's folder.")
-            _copy(source.locate(name), folder / "images" / name)
-        messages = tuple(Message("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(row.turns))
-        yield Sample(row.id, tuple(Path("images") / name for name in row.images), messages, row.extra)
+            file = source.locate(name)
+            assert file is not None
+            _copy(file, folder / "images" / name)
+        yield replace(row, images=tuple(Path("images") / name for name in row.images))
 
 
 def _copy(source: Path, target: Path) -> None:

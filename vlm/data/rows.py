@@ -8,7 +8,7 @@ from typing import Any
 
 from vlm.data.sample import Sample
 from vlm.errors import MissingPackageError
-from vlm.types import Message
+from vlm.messages import Message
 
 ROWS_A_BATCH = 1000  # rows are written in blocks of this many: enough to compress well, few enough to hold in memory
 

@@ -7,10 +7,11 @@ import torch
 
 from vlm.data.image import load_image
 from vlm.data.sample import Sample
+from vlm.messages import count_placeholders
 from vlm.models.generate import Prompt, Sampling, generate
 from vlm.models.vision_language import VisionLanguageModel
 from vlm.tracking import Shown
-from vlm.types import ChatBatch, count_placeholders
+from vlm.types import ChatBatch
 
 
 @contextmanager

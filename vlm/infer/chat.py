@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
+from vlm.messages import Message
 from vlm.models.generate import Prompt, Sampling, ask, stream
 from vlm.models.vision_language import VisionLanguageModel
-from vlm.types import Message
 
 
 class Conversation:

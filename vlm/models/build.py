@@ -19,8 +19,9 @@ from vlm.conf.schema import LoRAConfig, VisionLanguageConfig
 from vlm.connectors import CONNECTORS
 from vlm.connectors.base import ConnectorSpec
 from vlm.errors import ConfigError
+from vlm.messages import ChatTemplate
 from vlm.models.vision_language import PARTS, VisionLanguageModel
-from vlm.types import ChatTemplate, ImagePolicy
+from vlm.types import ImagePolicy
 
 FROZEN_DTYPE = {"fp32": torch.float32, "bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16}
 TRAINED_DTYPE = {"fp32": torch.float32, "bf16-mixed": torch.float32, "bf16": torch.bfloat16}

@@ -19,10 +19,10 @@ from torch import Tensor
 from vlm.data.chat import encode_chat
 from vlm.data.image import to_tiles
 from vlm.errors import ConfigError, DataFormatError
+from vlm.messages import IMAGE_PLACEHOLDER, ChatTemplate, Message, count_placeholders
 from vlm.models.answer_tree import AnswerTree, node_states
 from vlm.models.splice import splice
 from vlm.models.vision_language import VisionLanguageModel
-from vlm.types import IMAGE_PLACEHOLDER, ChatTemplate, Message, count_placeholders
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlm.backbones.language.base import HFCausalLM
+from vlm.messages import ChatTemplate, Message
 from vlm.models.losses import cross_entropy, predicting
 from vlm.models.splice import splice, touch
-from vlm.types import ChatBatch, ChatTemplate, ImageLayout, ImagePolicy, LossSum, Message
+from vlm.types import ChatBatch, ImageLayout, ImagePolicy, LossSum
 
 PARTS = ("vision", "connector", "language")
 

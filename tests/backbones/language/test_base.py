@@ -18,7 +18,8 @@ from vlm.backbones.language.chat_templates import TEMPLATES
 from vlm.backbones.language.lora import LoRAOptions
 from vlm.backbones.loading import Load
 from vlm.errors import CheckpointError, ConfigError
-from vlm.types import Documents, LanguageModel, Message
+from vlm.messages import Message
+from vlm.types import Documents, LanguageModel
 
 
 @pytest.fixture

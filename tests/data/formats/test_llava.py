@@ -5,7 +5,7 @@ import pytest
 
 from vlm.data.formats.llava import read_llava
 from vlm.errors import DataFormatError
-from vlm.types import Message
+from vlm.messages import Message
 
 HUMAN = {"from": "human", "value": "<image>\nWhat?"}
 TEXT = {"from": "human", "value": "Why?"}

@@ -18,7 +18,8 @@ from vlm.backbones.language.chat_templates import fit_template
 from vlm.backbones.language.lora import LoRAOptions, add_lora
 from vlm.backbones.loading import Load, check_architecture, check_complete, from_pretrained, read_config
 from vlm.errors import CheckpointError, ConfigError
-from vlm.types import IMAGE_PLACEHOLDER, ChatTemplate, Documents
+from vlm.messages import IMAGE_PLACEHOLDER, ChatTemplate
+from vlm.types import Documents
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ around what was said; here the text is kept as it is given.
 from typing import Any
 
 from vlm.errors import ConfigError, UnknownNameError
-from vlm.types import ChatTemplate
+from vlm.messages import ChatTemplate
 
 # haotian-liu/LLaVA, conv_llava_plain and preprocess_plain: the question is dropped, the tokenizer puts its BOS token first.
 PLAIN = ChatTemplate(name="plain", start="{bos}", user="{images}", assistant_start="", assistant="{content}\n")

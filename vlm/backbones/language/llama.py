@@ -4,7 +4,7 @@ from typing import Any
 
 from vlm.backbones.language.base import LanguageSpec, auto_tokenizer, causal_lm
 from vlm.backbones.language.chat_templates import LLAMA_2_CHAT, LLAMA_3, LLAMA_3_1, PURE
-from vlm.types import ChatTemplate
+from vlm.messages import ChatTemplate
 
 # All linear layers of a block: what LLaVA 1.5's and QLoRA's (Dettmers et al. 2023, section 4) adapters train.
 BLOCK_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

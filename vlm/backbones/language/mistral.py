@@ -5,7 +5,7 @@ from typing import Any
 from vlm.backbones.language.base import LanguageSpec, auto_tokenizer, causal_lm
 from vlm.backbones.language.chat_templates import MISTRAL_INSTRUCT, PURE
 from vlm.backbones.language.llama import BLOCK_TARGETS
-from vlm.types import ChatTemplate
+from vlm.messages import ChatTemplate
 
 
 def _architecture(*, window: int | None, theta: float) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from vlm.backbones.language.base import LanguageSpec, auto_tokenizer, causal_lm
 from vlm.backbones.language.chat_templates import PHI_2, PHI_3, PURE
-from vlm.types import ChatTemplate
+from vlm.messages import ChatTemplate
 
 # As in the published LoRA checkpoint on Phi-2 (nms05/SigLIP_Phi2_LoRA_VLM), so that it fits; its authors chose Hu et al.'s layers.
 # The whole block is q_proj, k_proj, v_proj, dense, fc1, fc2.

@@ -15,7 +15,7 @@ from vlm.backbones.language.base import LanguageSpec, auto_tokenizer, causal_lm
 from vlm.backbones.language.chat_templates import MISTRAL_INSTRUCT, PHI_2, PHI_3, QWEN_2_5, QWEN_3, VICUNA_V1
 from vlm.backbones.loading import Load
 from vlm.backbones.tiny_tokenizer import byte_level_bpe
-from vlm.types import ChatTemplate
+from vlm.messages import ChatTemplate
 
 WIDTH, VOCAB_SIZE, MAX_LENGTH = 32, 384, 512
 SPECIAL_TOKENS = (

@@ -1,44 +1,34 @@
-"""What a dataset is before it is prepared: data about it, and one function that reads its source. Imports no torch.
+"""What a dataset is before it is prepared: data about it, and one function that reads its sources. Imports no torch.
 
-`vlm.data.prepare` checks the rows, copies the pictures and writes both; a dataset's own file only says which rows there are.
+`vlm.data.prepare` gets the archives, checks rows and pictures and writes both; a dataset's own file says which archives there are, and which rows they make.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-IMAGE = "<image>"  # vlm.types.IMAGE_PLACEHOLDER, written again because vlm.types imports torch
+from vlm.data.sample import Row
 
 
-@dataclass(frozen=True)
-class Conversation:
-    """One row of a source, not checked yet.
-
-    Attributes:
-        id: Name of the row in its source.
-        images: Names of its pictures, as they shall lie below `images/` of the prepared folder.
-        turns: What user and assistant say in turn, the user first; `<image>` stands for one picture.
-        extra: What evaluations want to know besides.
-    """
-
-    id: str
-    images: tuple[Path, ...]
-    turns: tuple[str, ...]
-    extra: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A row of a source that does not become a sample.
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """One file to download.
 
     Attributes:
-        id: Name of the row in its source.
-        reason: Why, in few words that are the same for every row dropped for that reason.
+        file: Name of the file on disk, unique over all datasets unless it is the very same file (two `images.zip` of different sources get different
+            names): what --from-archives and --mirror look for. Zip and tar files are extracted, others are used as they are.
+        url: Where it is published.
+        size: Its size in bytes as published or measured, 0 where nobody says.
+        checksum: `sha256:<hex>` or `md5:<hex>` as published, or empty.
+        unpacked: Bytes on disk of what is in it; 0: about its own size.
     """
 
-    id: str
-    reason: str
+    file: str
+    url: str
+    size: int = 0
+    checksum: str = ""
+    unpacked: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,12 +36,21 @@ class Source:
     """An opened source.
 
     Attributes:
-        rows: The rows of a split.
-        locate: The file of the source behind a picture's name.
+        rows: The rows of a split; pictures have the names that they shall have below `images/` of the prepared folder.
+        locate: The file of the source behind a picture's name, or None where there is none.
     """
 
-    rows: Callable[[str], Iterable[Conversation | Dropped]]
-    locate: Callable[[Path], Path]
+    rows: Callable[[str], Iterable[Row]]
+    locate: Callable[[Path], Path | None]
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """For datasets whose preparation has no settings."""
+
+
+def _no_source(options: Any, places: Mapping[str, Path]) -> Source:
+    raise NotImplementedError("A mix has no rows of its own.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +58,10 @@ class DatasetSpec:
     """One dataset, known before any download.
 
     Attributes:
-        prepare: Opens the source; its argument is `options` or another value of the same dataclass.
+        open: Opens the source. Gets the options, and for each archive by its `file` the folder that it was extracted to, or the file itself.
         options: Settings of the preparation, a frozen dataclass; stored in the manifest.
+        archives: What must be downloaded.
+        parts: For a mix: names of the datasets that are read one after the other; a mix has neither archives nor rows of its own.
         splits: Names of the splits, training first.
         description: One line.
         license: Licence of the data.
@@ -70,9 +71,11 @@ class DatasetSpec:
         aliases: Other names.
     """
 
-    prepare: Callable[[Any], Source]
-    options: Any
-    splits: tuple[str, ...]
+    open: Callable[[Any, Mapping[str, Path]], Source] = _no_source
+    options: Any = NoOptions()
+    archives: tuple[Archive, ...] = ()
+    parts: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ("train",)
     description: str
     license: str
     source: str

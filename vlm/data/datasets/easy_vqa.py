@@ -5,14 +5,16 @@ Every sentence is the published one. Captions are made of the published answers:
 
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from vlm.assets import package_file
-from vlm.data.datasets.base import IMAGE, Conversation, DatasetSpec, Dropped, Source
+from vlm.data.datasets.base import DatasetSpec, Source
+from vlm.data.sample import Dropped, Row, Sample
 from vlm.errors import DataFormatError
+from vlm.messages import IMAGE_PLACEHOLDER, Message
 
 CAPTION_REQUEST = "Describe the image."
 QUESTION_TYPES = {
@@ -101,27 +103,29 @@ def _package_folder() -> Path:
     return package_file("easy-vqa", "easy_vqa/data", extra="demo")
 
 
-def _conversation(picture: Picture, pairs: Iterable[tuple[str, str]], *, suffix: str = "", **extra: str) -> Conversation:
-    texts = [text for pair in pairs for text in pair]
-    return Conversation(picture.id + suffix, (picture.name,), (f"{IMAGE}\n{texts[0]}", *texts[1:]), extra)
+def _conversation(picture: Picture, pairs: Sequence[tuple[str, str]], *, suffix: str = "", **extra: str) -> Sample:
+    (first, answer), *others = pairs
+    turns = [(f"{IMAGE_PLACEHOLDER}\n{first}", answer), *others]
+    messages = tuple(message for question, answer in turns for message in (Message("user", question), Message("assistant", answer)))
+    return Sample(picture.id + suffix, (picture.name,), messages, extra)
 
 
-def _captions(picture: Picture, options: EasyVQAOptions) -> list[Conversation | Dropped]:
+def _captions(picture: Picture, options: EasyVQAOptions) -> list[Row]:
     caption = picture.caption()
     if caption is None:
         return [Dropped(picture.id, "color or shape not among the answers")]
     return [_conversation(picture, [(CAPTION_REQUEST, caption)])]
 
 
-def _conversations(picture: Picture, options: EasyVQAOptions) -> list[Conversation | Dropped]:
+def _conversations(picture: Picture, options: EasyVQAOptions) -> list[Row]:
     return [_conversation(picture, choose_questions(picture, options))]
 
 
-def _questions(picture: Picture, options: EasyVQAOptions) -> list[Conversation | Dropped]:
+def _questions(picture: Picture, options: EasyVQAOptions) -> list[Row]:
     return [_conversation(picture, [pair], suffix=f"/{i}", type=question_type(pair[1])) for i, pair in enumerate(picture.questions)]
 
 
-def _prepare(rows: Callable[[Picture, EasyVQAOptions], list[Conversation | Dropped]], options: EasyVQAOptions) -> Source:
+def _open(rows: Callable[[Picture, EasyVQAOptions], list[Row]], options: EasyVQAOptions, places: Mapping[str, Path]) -> Source:
     folder = _package_folder()
     return Source(
         rows=lambda split: [row for picture in pictures(split) for row in rows(picture, options)],
@@ -140,17 +144,17 @@ _spec = partial(
 
 SPECS = {
     "easy-vqa": _spec(
-        prepare=partial(_prepare, _conversations),
+        open=partial(_open, _conversations),
         splits=("train", "test"),
         description="colored shapes: one conversation a picture, up to 4 questions and the caption in random order",
     ),
     "easy-vqa-captions": _spec(
-        prepare=partial(_prepare, _captions),
+        open=partial(_open, _captions),
         splits=("train", "test"),
         description='colored shapes: one caption a picture, such as "a blue circle"',
     ),
     "easy-vqa-questions": _spec(
-        prepare=partial(_prepare, _questions),
+        open=partial(_open, _questions),
         splits=("train", "test"),
         description="colored shapes: one question a row, with its type (color, shape, yes_no), for evaluation",
     ),

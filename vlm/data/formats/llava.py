@@ -11,7 +11,7 @@ from typing import Any
 
 from vlm.data.sample import Sample
 from vlm.errors import DataFormatError
-from vlm.types import Message, Role
+from vlm.messages import Message, Role
 
 ROLES: dict[str, Role] = {"system": "system", "human": "user", "gpt": "assistant"}
 
