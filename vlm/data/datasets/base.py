@@ -22,6 +22,7 @@ class Archive:
         size: Its size in bytes as published or measured, 0 where nobody says.
         checksum: `sha256:<hex>` or `md5:<hex>` as published, or empty.
         unpacked: Bytes on disk of what is in it; 0: about its own size.
+        page: Where a person gets it, if there is no direct link.
     """
 
     file: str
@@ -29,6 +30,7 @@ class Archive:
     size: int = 0
     checksum: str = ""
     unpacked: int = 0
+    page: str = ""
 
 
 @dataclass(frozen=True)
