@@ -1,6 +1,6 @@
 """A small HTTP server on 127.0.0.1 that serves files as publishers do, and misbehaves as they do. For tests of downloads; knows nothing of `vlm`.
 
-from archive_server import ArchiveServer, archive_server  # noqa: F401  fixture
+from archive_server import ArchiveServer, running_server  # noqa: F401  the fixture archive_server
 
 def test_something(archive_server: ArchiveServer):
     url = archive_server.serve("images.zip", b"...", etag='"1"', cut_after=1000)
@@ -182,8 +182,8 @@ def _handler(server: ArchiveServer) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-@pytest.fixture
-def archive_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ArchiveServer]:
+@pytest.fixture(name="archive_server")
+def running_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ArchiveServer]:
     """A running server; proxies of the environment are not asked for it."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = ArchiveServer()
