@@ -1,5 +1,6 @@
 """Conversations in words: messages, image placeholders, and chat templates that write them as one string. Imports no torch and knows no tokenizer."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -9,6 +10,9 @@ from vlm.errors import DataFormatError
 IMAGE_PLACEHOLDER = "<image>"
 
 Role = Literal["system", "user", "assistant", "tool", "document"]
+
+# Who may speak after whom, a system text set aside. `vlm.data.sample.check_turns` says the same of data, before any template is known.
+NEXT_ROLES: dict[str, tuple[Role, ...]] = {"": ("user",), "user": ("assistant",), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,10 @@ class ChatTemplate:
     """How a conversation is written as one string, and which stretches of it are trained.
 
     The strings are formats: `{content}` is what was said, `{system}` the system text, `{images}` the image placeholders of the turn alone,
-    `{bos}` and `{eos}` the tokenizer's own tokens, for templates that serve every family.
+    `{bos}` and `{eos}` the tokenizer's own tokens, for templates that serve every family, `{json}` what was said as a JSON string.
     All of `assistant`, its end token included, is trained; nothing else is. A template keeps the space before an answer in `assistant`, never at
     the end of `assistant_start`: BPE tokenizers merge that space into the answer's first token, so a prompt that ends with it would be tokenized
-    otherwise than in training.
+    otherwise than in training. For the same reason answers are written without outer white space, which would melt into what stands around them.
 
     Attributes:
         name: Registry name of the template.
@@ -49,6 +53,9 @@ class ChatTemplate:
         system: Format of a system turn; empty if the family has none.
         default_system: System text of a conversation that brings none; None for no system turn.
         first_user: Format of the first user turn after a system text, for families that put the system text inside it.
+        tool: Format of what a tool answered; empty if the family has none.
+        tool_start: Opens results that follow one another, for families that put them into one turn.
+        tool_end: Closes them.
         stop: Tokens that end an answer at inference, beside the tokenizer's EOS token.
         bos: What `{bos}` stands for.
         eos: What `{eos}` stands for.
@@ -63,6 +70,9 @@ class ChatTemplate:
     system: str = ""
     default_system: str | None = None
     first_user: str | None = None
+    tool: str = ""
+    tool_start: str = ""
+    tool_end: str = ""
     stop: tuple[str, ...] = ()
     bos: str = ""
     eos: str = ""
@@ -72,27 +82,41 @@ class ChatTemplate:
         return replace(self, bos=bos, eos=eos)
 
     def render(self, messages: Sequence[Message]) -> list[Span]:
-        """Write a conversation; one that ends with a user turn becomes an inference prompt.
+        """Write a conversation; one that ends with a user turn or a tool's result becomes an inference prompt.
+
+        The n-th trained span is the n-th answer. A document is written as the tokenizer's BOS, the text and the tokenizer's EOS, all but BOS trained.
 
         Raises:
-            DataFormatError: If roles do not alternate, or a system text comes where this family has no place for it.
+            DataFormatError: If roles do not alternate, or a system text or a tool's result comes where this family has no place for it.
         """
+        if messages and messages[0].role == "document":
+            return self._document(messages)
         system, turns = self._split_system(messages)
         spans = [Span(self._fill(self.start), False)]
         if system is not None and self.system:
             spans.append(Span(self._fill(self.system, content=system), False))
-        for i, message in enumerate(turns):
-            expected = ("user", "assistant")[i % 2]
-            if message.role != expected:
-                raise DataFormatError(f"Turn {i + 1} of the conversation is by {message.role!r}; roles alternate, so {expected!r} was expected.")
-            if message.role == "user":
-                user = self._user_turn(message.text, system if i == 0 else None)
-                spans += [Span(user, False), Span(self._fill(self.assistant_start), False)]
-            else:
-                spans.append(Span(self._fill(self.assistant, content=message.text), True))
-                if i + 1 < len(turns):
-                    spans.append(Span(self._fill(self.between), False))
-        return [span for span in spans if span.text]
+        roles = ["", *(message.role for message in turns), ""]
+        for i, (message, before, after) in enumerate(zip(turns, roles, roles[2:], strict=False)):
+            if message.role not in NEXT_ROLES[before]:
+                expected = " or ".join(map(repr, NEXT_ROLES[before]))
+                raise DataFormatError(f"Turn {i + 1} of the conversation is by {message.role!r}; roles alternate, so {expected} was expected.")
+            if message.role == "assistant":
+                spans += [
+                    Span(self._fill(self.assistant, content=message.text.strip()), True),
+                    Span(self._fill(self.between) if after else "", False),
+                ]
+                continue
+            is_tool = message.role == "tool"
+            turn = self._tool_turn(message.text, before, after) if is_tool else self._user_turn(message.text, system if i == 0 else None)
+            spans += [Span(turn, False), Span("" if is_tool and after == "tool" else self._fill(self.assistant_start), False)]
+        return [span for span in spans if span.text or span.trained]
+
+    def _document(self, messages: Sequence[Message]) -> list[Span]:
+        if len(messages) > 1:
+            raise DataFormatError(
+                f"A document is alone in its conversation; this one has {len(messages)} messages. Make the others samples of their own."
+            )
+        return [span for span in (Span(self.bos, False), Span(self._fill("{content}{eos}", content=messages[0].text), True)) if span.text]
 
     def _split_system(self, messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
         if messages and messages[0].role == "system":
@@ -106,6 +130,12 @@ class ChatTemplate:
         if system is not None and self.first_user is not None:
             return self._fill(self.first_user, content=text, system=system, images=images)
         return self._fill(self.user, content=text, images=images)
+
+    def _tool_turn(self, text: str, before: str, after: str) -> str:
+        if not self.tool:
+            raise DataFormatError(f"Chat template {self.name!r} has no place for what a tool answers; choose another, or leave such samples out.")
+        result = self._fill(self.tool, content=text, json=json.dumps(text, ensure_ascii=False))
+        return (self.tool_start if before != "tool" else "") + result + (self.tool_end if after != "tool" else "")
 
     def _fill(self, text: str, **values: str) -> str:
         if "{eos}" in text and not self.eos:

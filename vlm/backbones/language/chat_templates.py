@@ -1,10 +1,13 @@
 """Chat templates by name: how each family writes a conversation. Text only; tokenization is in `vlm.data.chat`.
 
 Each follows the template in its model's `tokenizer_config.json` (or the training code that is named), with one liberty: nothing follows the end
-token of the last answer, where most published templates put a line break that is never generated. Published templates also strip spaces
-around what was said; here the text is kept as it is given.
+token of the last answer, where most published templates put a line break that is never generated. Published templates differ in whose outer white
+space they strip; here answers lose it and all else is kept as it is given.
+
+A family has a place for what tools answer where its published template has one. Their calls are text of the answers, as they stand in the data.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from vlm.errors import ConfigError, UnknownNameError
@@ -63,6 +66,7 @@ LLAMA_3 = ChatTemplate(
     user="<|start_header_id|>user<|end_header_id|>\n\n{content}<|eot_id|>",
     assistant_start="<|start_header_id|>assistant<|end_header_id|>\n\n",
     assistant="{content}<|eot_id|>",
+    tool="<|start_header_id|>tool<|end_header_id|>\n\n{content}<|eot_id|>",  # the published template writes any role so
     stop=("<|eot_id|>",),
 )
 
@@ -76,6 +80,7 @@ LLAMA_3_1 = ChatTemplate(
     user=LLAMA_3.user,
     assistant_start=LLAMA_3.assistant_start,
     assistant=LLAMA_3.assistant,
+    tool="<|start_header_id|>ipython<|end_header_id|>\n\n{json}<|eot_id|>",
     stop=LLAMA_3.stop,
 )
 
@@ -122,28 +127,32 @@ PHI_3 = ChatTemplate(
 )
 
 
-def _chatml(name: str, *, default_system: str | None, assistant_start: str = "<|im_start|>assistant\n") -> ChatTemplate:
-    return ChatTemplate(
-        name=name,
-        system="<|im_start|>system\n{content}<|im_end|>\n",
-        default_system=default_system,
-        user="<|im_start|>user\n{content}<|im_end|>\n",
-        assistant_start=assistant_start,
-        assistant="{content}<|im_end|>",
-        between="\n",
-        stop=("<|im_end|>",),
-    )
+CHATML = ChatTemplate(
+    name="chatml",
+    system="<|im_start|>system\n{content}<|im_end|>\n",
+    user="<|im_start|>user\n{content}<|im_end|>\n",
+    assistant_start="<|im_start|>assistant\n",
+    assistant="{content}<|im_end|>",
+    between="\n",
+    tool="<|im_start|>tool\n{content}<|im_end|>\n",
+    stop=("<|im_end|>",),
+)
 
-
-CHATML = _chatml("chatml", default_system=None)
-
-QWEN_2_5 = _chatml("qwen2.5", default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
+# Results of tools stand inside a user turn, one for all that follow one another.
+QWEN_2_5 = replace(
+    CHATML,
+    name="qwen2.5",
+    default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+    tool_start="<|im_start|>user",
+    tool="\n<tool_response>\n{content}\n</tool_response>",
+    tool_end="<|im_end|>\n",
+)
 
 # Qwen3 without thinking: its generation prompt holds an empty think block. The published template then drops that block from all answers but the
 # last; here every answer keeps it, so that each is trained under exactly the prompt from which it is generated. One turn is equal to the published.
-QWEN_3 = _chatml("qwen3", default_system=None, assistant_start="<|im_start|>assistant\n<think>\n\n</think>\n\n")
+QWEN_3 = replace(QWEN_2_5, name="qwen3", default_system=None, assistant_start="<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
-SMOLLM2 = _chatml("smollm2", default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face")
+SMOLLM2 = replace(CHATML, name="smollm2", default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face")
 
 TEMPLATES = {
     template.name: template
