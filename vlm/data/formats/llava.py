@@ -1,101 +1,80 @@
-"""LLaVA's conversation files (haotian-liu/LLaVA, docs/Finetune_Custom_Data.md), as JSON array or JSON lines. Opens no picture.
+r"""LLaVA's conversation files (haotian-liu/LLaVA, docs/Finetune_Custom_Data.md), as JSON array or JSON lines. Opens no picture.
 
-A row is `{"id", "image": absent, a path or a list of paths, "conversations": [{"from": "human" or "gpt", "value"}, ...]}`; further keys are ignored.
-White space around a text is removed, because an answer's leading line break would melt into the prompt's last token.
+    {"id": "a", "image": "coco/1.jpg", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]}
+
+`image` is absent, a path, or a list of paths; further keys are ignored. The same parser reads what grew out of this format: see `internvl` and `mantis`.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm.data.sample import Sample
+from vlm.data.formats.base import Format, fields_of, finished, first_item, images_of, list_of, parse_rows, read_by_row, shown, text_of
+from vlm.data.sample import Row, Sample
 from vlm.errors import DataFormatError
 from vlm.messages import Message, Role
 
-ROLES: dict[str, Role] = {"system": "system", "human": "user", "gpt": "assistant"}
+SPEAKERS: dict[str, Role] = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
-def read_llava(path: Path) -> Iterator[Sample]:
-    """Samples of a LLaVA file, with image paths as the file states them.
+def read_llava(path: Path, *, pictures: Path | None = None) -> Iterator[Row]:
+    """Rows of a LLaVA file, with image paths as the file states them; faulty ones are `Dropped`.
 
     Args:
-        path: A `.json` array or a `.jsonl` file of one row a line.
+        path: A JSON array, or JSON lines.
+        pictures: Folder for pictures that lie inside the rows.
 
     Raises:
-        DataFormatError: At the first row that is not as the format says; file and row are named. Rows count from 1.
+        DataFormatError: If the file cannot be read, or is not JSON.
     """
-    for number, row in _rows(path):
-        try:
-            yield parse_row(row, default_id=str(number))
-        except DataFormatError as error:
-            raise DataFormatError(f"{path}, row {number}: {error}") from None
+    return parse_rows(path, parse_row, pictures=pictures)
 
 
-def parse_row(row: Any, *, default_id: str) -> Sample:
-    """One row of a LLaVA file.
+def parse_row(row: Any, name: str) -> Sample:
+    """One row, in any spelling of its keys: `conversations` or `conversation`, `image` or `images`, `from` and `value` or `role` and `content`.
 
     Args:
         row: The decoded JSON value.
-        default_id: Name of a row without `id`.
+        name: Name of a row without `id`.
 
     Raises:
         DataFormatError: If keys, roles, answers or the number of images are not as the format says.
     """
-    if not isinstance(row, dict) or not isinstance(row.get("conversations"), list):
-        keys = f"keys {sorted(row)}" if isinstance(row, dict) else f"a {type(row).__name__}"
-        raise DataFormatError(f"expected an object with a list 'conversations' (and 'id', 'image'); found {keys}.")
-    return Sample(id=str(row.get("id", default_id)), images=_images(row.get("image")), messages=_messages(row["conversations"]))
+    row = fields_of(row)
+    turns = list_of(row, "conversation" if "conversation" in row else "conversations")
+    if row.get("video"):
+        raise DataFormatError(f"videos are not read: found {shown(row['video'])}.")
+    return finished(row, name, images_of(row), [_message(turn, i) for i, turn in enumerate(turns, start=1)])
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        if path.suffix == ".jsonl":
-            yield from _lines(path)
-            return
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataFormatError(f"{path} is not JSON: {error}.") from None
-    except OSError as error:
-        raise DataFormatError(f"{path} cannot be read: {error.strerror}.") from None
-    if not isinstance(rows, list):
-        raise DataFormatError(f"{path} holds a {type(rows).__name__}; expected an array of conversations (one object a line is for .jsonl files).")
-    yield from enumerate(rows, start=1)
+def _message(turn: Any, number: int) -> Message:
+    speaker = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
+    if not isinstance(speaker, str) or speaker not in SPEAKERS:
+        raise DataFormatError(
+            f"a turn is not as the format says: turn {number} is {shown(turn)}; expected 'from' ('human' or 'gpt') and 'value', or 'role' and 'content'."
+        )
+    return Message(role=SPEAKERS[speaker], text=text_of(turn.get("value", turn.get("content")), "a turn"))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataFormatError(f"{path}, row {number}: not JSON: {error}.") from None
+def states_sizes(row: Mapping[str, Any]) -> bool:
+    """Whether a row is InternVL's."""
+    return not row.keys().isdisjoint({"width", "height", "width_list", "height_list"})
 
 
-def _images(value: Any) -> tuple[Path, ...]:
-    names = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(name, str) and name for name in names):
-        raise DataFormatError(f"'image' is {value!r}; expected a path or a list of paths.")
-    return tuple(Path(name) for name in names)
+def is_multi_image(row: Mapping[str, Any]) -> bool:
+    """Whether a row is Mantis's."""
+    turn = first_item(row, "conversations")
+    return "conversation" in row or ("conversations" in row and ("images" in row or (isinstance(turn, dict) and "role" in turn)))
 
 
-def _messages(turns: list[Any]) -> tuple[Message, ...]:
-    messages = [_message(turn) for turn in turns]
-    spoken = messages[1:] if messages and messages[0].role == "system" else messages
-    for i, message in enumerate(spoken):
-        expected = ("user", "assistant")[i % 2]
-        if message.role != expected:
-            raise DataFormatError(f"turn {i + 1} is by the {message.role}; turns alternate, so the {expected} was expected.")
-        if message.role == "assistant" and not message.text:
-            raise DataFormatError(f"the answer in turn {i + 1} is empty.")
-    if len(spoken) % 2 or not spoken:
-        raise DataFormatError(f"the answer is missing: the conversation has {len(spoken)} turn(s), and the last must be by 'gpt'.")
-    return tuple(messages)
+def _recognizes(row: Mapping[str, Any]) -> bool:
+    return "conversations" in row and not states_sizes(row) and not is_multi_image(row)
 
 
-def _message(turn: Any) -> Message:
-    if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or turn.get("from") not in ROLES:
-        raise DataFormatError(f"expected turns like {{'from': 'human' or 'gpt', 'value': text}}; found {str(turn)[:120]}.")
-    return Message(role=ROLES[turn["from"]], text=turn["value"].strip())
+SPECS = {
+    "llava": Format(
+        read=read_by_row(parse_row),
+        recognizes=_recognizes,
+        description="LLaVA: `image` and `conversations` of `from` and `value`",
+    )
+}

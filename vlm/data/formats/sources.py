@@ -1,0 +1,159 @@
+"""The rows of JSON, CSV and Parquet files and of Hugging Face datasets on disk, one at a time, as decoded values. Knows no format."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlm.data.formats.json_rows import first_json_value, read_json_rows
+from vlm.errors import DataFormatError, MissingPackageError
+
+JSON_SUFFIXES = (".json", ".jsonl")
+CSV_SUFFIXES = (".csv", ".tsv")
+FILE_SUFFIXES = (*JSON_SUFFIXES, *CSV_SUFFIXES, ".parquet")
+ROWS_A_BATCH = 64  # of Parquet: rows may hold pictures
+DELIMITERS = ",;\t|"  # of `.csv` files: Excel writes semicolons where the comma is the decimal mark
+LONGEST_CELL = 2**24  # characters; Python's own limit of 131,072 is short for a document
+SPLIT_NAMES = ("train", "validation", "valid", "val", "test")  # what Hugging Face's files of several splits begin with
+
+
+def numbered_rows(path: Path) -> Iterator[tuple[Path, int, Any]]:
+    """File, number and value of each row, or the error that stands for a row without a value. Rows of a file count from 1, without a table's header.
+
+    Raises:
+        DataFormatError: If the file or folder cannot be read as what it claims to be.
+        MissingPackageError: If pyarrow is needed and not installed.
+    """
+    if path.suffix.lower() in JSON_SUFFIXES and not path.is_dir():
+        for number, value in read_json_rows(path):
+            yield path, number, value
+    elif path.suffix.lower() in CSV_SUFFIXES and not path.is_dir():
+        yield from _csv_rows(path)
+    else:
+        for file in table_files(path):
+            yield from _parquet_rows(file) if file.suffix == ".parquet" else _arrow_rows(file)
+
+
+def first_row(path: Path) -> Any:
+    """The first row of a file, for a look at its keys; of a very long object its beginning.
+
+    Raises:
+        DataFormatError: If the file has no row, or cannot be read.
+    """
+    if path.suffix.lower() in JSON_SUFFIXES and not path.is_dir():
+        return first_json_value(path)
+    for _, _, value in numbered_rows(path):
+        return value
+    raise DataFormatError(f"{path} has no row.")
+
+
+def table_files(path: Path) -> list[Path]:
+    """The Parquet or Arrow files of a dataset: the file itself, those of a folder of Parquet files, or those that `save_to_disk` wrote.
+
+    Raises:
+        DataFormatError: If there is none, or if the folder holds several splits.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataFormatError(f"There is no file or folder {path}.")
+    if (path / "dataset_dict.json").is_file():
+        splits = _members(path / "dataset_dict.json", "splits")
+        raise DataFormatError(
+            f"{path} holds the splits {', '.join(map(str, splits))}; name the folder of one of them, such as {path / str(splits[0])}."
+        )
+    if (path / "state.json").is_file():
+        return [
+            path / str(file["filename"]) for file in _members(path / "state.json", "_data_files") if isinstance(file, dict) and "filename" in file
+        ]
+    files = sorted(path.rglob("*.parquet"))
+    splits = sorted({name for file in files for name in SPLIT_NAMES if file.name.startswith((f"{name}-", f"{name}."))})
+    if len(splits) > 1:
+        raise DataFormatError(f"{path} holds Parquet files of the splits {', '.join(splits)}; put those of one split into a folder of its own.")
+    if not files:
+        raise DataFormatError(f"{path} holds no Parquet file and is no folder of `save_to_disk`.")
+    return files
+
+
+def _members(path: Path, key: str) -> list[Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataFormatError(f"{path} is damaged ({error!r}). Save the dataset again.") from None
+    if not isinstance(value, list) or not value:
+        raise DataFormatError(f"{path} is damaged: {key!r} lists nothing. Save the dataset again.")
+    return value
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[Path, int, Any]]:
+    """Rows as objects of texts by header."""
+    csv.field_size_limit(LONGEST_CELL)
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(file.readline())
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            if len(set(header)) < len(header):
+                raise DataFormatError(f"{path} has a header twice: {header}. Rename one.")
+            for number, cells in enumerate((cells for cells in reader if any(cells)), start=1):
+                fault = DataFormatError(f"the number of cells differs: the header has {len(header)}, the row {len(cells)}.")
+                yield path, number, dict(zip(header, cells, strict=True)) if len(cells) == len(header) else fault
+    except csv.Error as error:
+        raise DataFormatError(
+            f"{path}, row {number + 1}: not a table: {error}. A quotation mark may be missing; inside a quoted text it is doubled."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DataFormatError(f"{path} is not UTF-8 at or after row {number + 1}: {error.reason}. Save it as 'CSV UTF-8'.") from None
+    except OSError as error:
+        raise DataFormatError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _delimiter(header: str) -> str:
+    """What parts a header into most names; `csv.Sniffer` guesses by the texts below, and mistakes commas of a sentence for it."""
+    return max(DELIMITERS, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[Path, int, Any]]:
+    pa = _pyarrow()
+    try:
+        with pa.parquet.ParquetFile(path) as table:
+            yield from _batch_rows(path, table.iter_batches(batch_size=ROWS_A_BATCH))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataFormatError(f"{path} cannot be read as Parquet: {_one_line(error)}.") from None
+
+
+def _arrow_rows(path: Path) -> Iterator[tuple[Path, int, Any]]:
+    pa = _pyarrow()
+    try:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
+            yield from _batch_rows(path, (piece for batch in batches for piece in _pieces(batch)))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataFormatError(f"{path} cannot be read as Arrow: {_one_line(error)}.") from None
+
+
+def _pieces(batch: Any) -> Iterator[Any]:
+    return (batch.slice(start, ROWS_A_BATCH) for start in range(0, batch.num_rows, ROWS_A_BATCH))
+
+
+def _batch_rows(path: Path, batches: Iterator[Any]) -> Iterator[tuple[Path, int, Any]]:
+    number = 0
+    for batch in batches:
+        for value in batch.to_pylist():
+            number += 1
+            yield path, number, value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingPackageError("datasets", needed_for="Reading Parquet and Arrow files", extra="data") from None
+    return pyarrow
