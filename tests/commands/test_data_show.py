@@ -144,3 +144,16 @@ def test_help_needs_no_preset(capsys: pytest.CaptureFixture[str]):
         main(["--help"])
     assert stop.value.code == 0
     assert "--model.language-source" in capsys.readouterr().out
+
+
+def test_split_is_chosen_and_is_for_one_dataset(data: Path):
+    with pytest.raises(ConfigError, match=r"write each with its own: a@test,b@test"):
+        show(f"{data},{data}", "--split", "test")
+    with pytest.raises(UnknownNameError, match="No dataset named 'easy-vqqa'"):
+        show("easy-vqqa", "--split", "test")
+
+
+def test_page_that_cannot_be_written_names_the_flag(data: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"Cannot write .*page \(.*\)\. Choose another file with --out"):
+        (tmp_path / "page").mkdir()
+        show(data, "-n", "1", "--out", tmp_path / "page")

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ from vlm.conf.schema import TrainConfig, VisionLanguageConfig
 from vlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vlm.data.page import Encoder
+    from vlm.data.page import Card, Encoder
 
 PAGE = Path("runs/data.html")
 SHORT = {"-n": "--num-samples"}
@@ -56,27 +56,53 @@ class Arguments:
 def main(argv: Sequence[str]) -> None:
     """Write the page, or print the samples."""
     arguments = _parse(argv)
-    from vlm.commands.terminal import console
-    from vlm.data.page import for_terminal, look, totals, write_page
+    from vlm.data.page import look
     from vlm.data.reader import open_dataset
 
     encoder = _encoder(arguments)
-    samples = open_dataset(arguments.dataset + (f"@{arguments.split}" if arguments.split else ""), data_root=arguments.data_root)
+    samples = open_dataset(_spec(arguments), data_root=arguments.data_root)
     chosen = sorted(random.Random(arguments.seed).sample(range(len(samples)), min(arguments.num_samples, len(samples))))
     cards = [look(samples[i], encoder) for i in chosen]
     facts = _facts(arguments, encoder, len(samples))
     if arguments.text:
-        for card in cards:
-            console().print(for_terminal(card))
-        print("\n".join([*(f"{label:10} {value}" for label, value in facts.items()), totals(cards)]))
+        _print(cards, facts)
     if arguments.out or not arguments.text:
-        page = arguments.out or PAGE
-        write_page(page, cards, title=f"{arguments.dataset} as {arguments.preset} gets it", facts=facts)
-        print(f"{totals(cards)}; warnings: {sum(len(card.warnings) for card in cards)}\n{page}")
-        if arguments.open:
-            import webbrowser
+        _write(arguments, cards, facts)
 
-            webbrowser.open(page.resolve().as_uri())
+
+def _spec(arguments: Arguments) -> str:
+    if not arguments.split:
+        return arguments.dataset
+    if "," in arguments.dataset:
+        raise ConfigError(
+            f"--split {arguments.split} is for one dataset; of several, write each with its own: a@{arguments.split},b@{arguments.split}."
+        )
+    return f"{arguments.dataset}@{arguments.split}"
+
+
+def _print(cards: Sequence["Card"], facts: Mapping[str, str]) -> None:
+    from vlm.commands.terminal import console
+    from vlm.data.page import for_terminal, totals
+
+    out = console()
+    for card in cards:
+        out.print(for_terminal(card), soft_wrap=True)
+    print("\n".join([*(f"{label:10} {value}" for label, value in facts.items()), f"{'shown':10} {totals(cards)}"]))
+
+
+def _write(arguments: Arguments, cards: Sequence["Card"], facts: Mapping[str, str]) -> None:
+    from vlm.data.page import totals, write_page
+
+    page = arguments.out or PAGE
+    try:
+        write_page(page, cards, title=f"{arguments.dataset} as {arguments.preset} gets it", facts=facts)
+    except OSError as error:
+        raise ConfigError(f"Cannot write {page} ({error.strerror}). Choose another file with --out.") from error
+    print(f"{totals(cards)}; warnings: {sum(len(card.warnings) for card in cards)}\n{page}")
+    if arguments.open:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
 
 
 def _parse(argv: Sequence[str]) -> Arguments:
