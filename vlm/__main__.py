@@ -13,7 +13,8 @@ COMMANDS = {
     "demo": "Prepare real data, train a small model in two stages, evaluate it, write a report.",
     "list": "List vision backbones, language models, connectors, chat templates, datasets and presets.",
     "inspect": "Show what a part or a preset is made of, without loading weights.",
-    "preprocess": "Prepare a dataset.",
+    "preprocess": "Prepare a dataset, or your own data.",
+    "data": "Check data, or see what a model gets from it: `vlm data check DIR`, `vlm data show DIR`.",
     "pretrain": "Run one stage of training: align, finetune.",
     "chat": "Ask a trained model about pictures.",
 }

@@ -1,12 +1,17 @@
-"""`vlm preprocess --dataset-id easy-vqa --root-dir data`, the same as `scripts/preprocess.py`: prepares a registered dataset."""
+"""`vlm preprocess --dataset-id easy-vqa --root-dir data`, the same as `scripts/preprocess.py`: prepares a registered dataset or the user's own data."""
 
+import shlex
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from vlm.conf.cli import parse
+from vlm.conf.cli import Repeated, parse
+from vlm.errors import ConfigError
+
+EXAMPLES = 2  # of dropped rows, for each reason
 
 
 @dataclass(frozen=True)
@@ -14,30 +19,112 @@ class Arguments:
     """What to prepare, and where."""
 
     dataset_id: str
-    """Name of the dataset (`vlm list datasets`)."""
+    """Name of a dataset (`vlm list datasets`), or the path of your own file or folder."""
     root_dir: Path = Path("data")
     """Folder of the prepared datasets; the dataset gets a folder of its name in it."""
+    name: str = ""
+    """Name for your own data; empty: that of the file or folder."""
+    option: Annotated[tuple[str, ...], Repeated] = ()
+    """A setting of the dataset's preparation as key=value; once for each setting."""
     overwrite: bool = False
-    """Replace the dataset if it is there already."""
+    """Replace the dataset if it is there already; of a mix, its parts as well."""
+    on_bad_row: Literal["error", "skip", "default"] = "default"
+    """What happens to rows that cannot be used: error stops at the first one, skip leaves them out and counts them; default: skip for datasets by name, error for your own data."""
+    mirror: str = ""
+    """Address or folder that has the archives, instead of their publishers."""
+    from_archives: Path | None = None
+    """Folder in which you have the archives; nothing is downloaded, and nothing in it is changed."""
+    keep_archives: bool = False
+    """Keep downloads and what is extracted from them, in ROOT_DIR/.archives, for other datasets that need them."""
+    workers: int | None = None
+    """Processes that verify pictures; None: one for each CPU."""
+    verify: Literal["decode", "header", "off"] = "decode"
+    """How pictures are verified: decode reads every pixel, header only size and format, off only whether there is a file."""
 
 
 def main(argv: Sequence[str]) -> None:
     """Prepare, and say what was written."""
-    arguments = parse(Arguments, argv, prog="vlm preprocess", description="Prepare a dataset for training: pictures, rows and a manifest.")
-    from vlm.data.prepare import prepare
+    description = "Prepare a dataset for training: pictures, rows and a manifest."
+    arguments = parse(Arguments, argv, prog="vlm preprocess", description=description)
+    from vlm.data.prepare import needs, prepare
 
-    print_prepared(prepare(arguments.dataset_id, arguments.root_dir, overwrite=arguments.overwrite, progress=show_progress))
+    options = _options(arguments)
+    needed = needs(arguments.dataset_id, arguments.root_dir, overwrite=arguments.overwrite, from_archives=arguments.from_archives)
+    if needed:
+        _print_needs(needed, arguments.root_dir)
+    prepared = prepare(
+        arguments.dataset_id,
+        arguments.root_dir,
+        options=options,
+        name=arguments.name,
+        overwrite=arguments.overwrite,
+        on_bad_row=None if arguments.on_bad_row == "default" else arguments.on_bad_row,
+        mirror=arguments.mirror,
+        from_archives=arguments.from_archives,
+        keep_archives=arguments.keep_archives,
+        workers=arguments.workers,
+        verify=arguments.verify,
+        progress=show_progress,
+        meter=_meter() if needed else None,
+    )
+    print_prepared(prepared)
+
+
+def _options(arguments: Arguments) -> Any:
+    """The dataset's options with those of the command line, or None without any."""
+    from vlm.data.dataset_options import options_from
+    from vlm.data.datasets import DATASETS
+
+    if not arguments.option:
+        return None
+    if arguments.dataset_id not in DATASETS and Path(arguments.dataset_id).exists():
+        raise ConfigError(f"--option is for registered datasets; your own data {arguments.dataset_id} has none.")
+    return options_from(arguments.option, DATASETS[arguments.dataset_id].options, dataset=arguments.dataset_id)
+
+
+def _meter() -> Any:
+    from vlm.commands.meter import RichMeter
+
+    return RichMeter()
+
+
+def _print_needs(needed: Any, root: Path) -> None:
+    """What will be downloaded, before it is."""
+    from rich.filesize import decimal
+
+    for archive in needed.downloads:
+        size = decimal(archive.size) if archive.size else "size not known"
+        print(f"  {archive.file:32} {size:>14}  {archive.url or archive.page or 'no link'}")
+    existing = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
+    print(
+        f"to download: {len(needed.downloads)} file(s), {decimal(needed.download_bytes)}; on disk, extracted: {decimal(needed.disk_bytes)}; "
+        f"free: {decimal(shutil.disk_usage(existing).free)}",
+        flush=True,
+    )
 
 
 def print_prepared(prepared: Any) -> None:
-    """Splits, dropped rows, licence and place of a `Prepared` dataset."""
+    """Splits, dropped rows, licence and place of a `Prepared` dataset, and what to run next."""
+    for part in prepared.parts:
+        _print_folder(part)
+    _print_folder(prepared)
+    if prepared.kept:
+        print(f"  kept     {len(prepared.kept)} archive(s) and folder(s) extracted from them, in {prepared.kept[0].parent}")
+    folder = shlex.quote(str(prepared.folder))
+    print(f"  next     vlm data check {folder}\n           vlm data show {folder} --preset tiny/align -n 8")
+
+
+def _print_folder(prepared: Any) -> None:
     manifest = prepared.manifest
     done = "prepared" if prepared.fresh else "already prepared with the same options"
-    print(f"{manifest.name}: {done} in {prepared.folder}")
+    print(f"{manifest.name}: {done} in {prepared.folder}{' from ' + ', '.join(manifest.parts) if manifest.parts else ''}")
     for split, file in manifest.splits.items():
-        print(f"  {split:8} {file.rows:>8,} conversations")
-        for reason, ids in manifest.dropped.get(split, {}).items():
-            print(f"  {'':8} {len(ids):>8,} dropped: {reason}")
+        repeated = f", {file.duplicate_ids:,} with the id of another" if file.duplicate_ids else ""
+        print(f"  {split:8} {file.rows:>8,} conversations, {file.images:,} pictures{repeated}")
+        for reason, dropped in manifest.dropped.get(split, {}).items():
+            print(f"  {'':8} {len(dropped):>8,} dropped: {reason}")
+            for row in dropped[:EXAMPLES]:
+                print(f"  {'':17} {row['id']}{': ' + row['detail'] if row['detail'] else ''}")
     print(f"  licence  {manifest.license}; from {'; '.join(manifest.sources)}")
 
 

@@ -1,94 +1,32 @@
 """A dataset's source to its prepared form, `<root>/<name>/{images/, samples-<split>.parquet, manifest.json}`. Knows no single dataset.
 
-The folder is written under a temporary name and renamed in one step: a folder of the final name is always complete.
+The source is a registered dataset, a mix of several, or the user's own data. The folder is written under a temporary name and renamed in one step: a
+folder of the final name is always complete. Archives are kept until all that needs them is done, so a preparation that was ended goes on with them.
 """
 
-import hashlib
-import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlm.data.archives import ArchiveStore, Needs
 from vlm.data.datasets import DATASETS
-from vlm.data.datasets.base import DatasetSpec, Source
-from vlm.data.rows import write_parquet
-from vlm.data.sample import Dropped, Row, Sample, refuse_faulty
-from vlm.errors import ConfigError, DataFormatError
+from vlm.data.datasets.base import Source
+from vlm.data.folder_builder import IMAGES, FolderBuilder, OnBadRow
+from vlm.data.locks import locked
+from vlm.data.manifest import MANIFEST, Manifest, SplitFile, UsedArchive, file_sha256, tree_sha256
+from vlm.data.meter import Meter
+from vlm.data.verify_pictures import PictureChecker, Verify
+from vlm.data.work import Work, own, plain, registered
+from vlm.errors import ConfigError, DataFormatError, UnknownNameError
 
-FORMAT_VERSION = 1  # of the prepared folder; raised when an older one must be prepared again
-MANIFEST = "manifest.json"
+EMBEDDED = ".embedded"  # pictures that the user's own files hold inside, until they have their place below images/
+
+__all__ = ["MANIFEST", "Manifest", "Prepared", "Progress", "SplitFile", "file_sha256", "needs", "prepare"]
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]  # passes items through, and shows how far it is
-
-
-@dataclass(frozen=True)
-class SplitFile:
-    """The rows of one split.
-
-    Attributes:
-        file: Name of the Parquet file in the folder.
-        rows: Number of rows.
-        sha256: Hash of the file.
-    """
-
-    file: str
-    rows: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a prepared folder holds, and from where.
-
-    Attributes:
-        name: Registry name of the dataset.
-        splits: File and number of rows by split.
-        sources: Where the data comes from.
-        license: Licence of the data.
-        citation: How to cite it.
-        options: Settings of the preparation.
-        dropped: Ids of the rows left out, by split and reason.
-        format_version: Version of this layout.
-    """
-
-    name: str
-    splits: dict[str, SplitFile]
-    sources: list[str]
-    license: str
-    citation: str
-    options: dict[str, Any]
-    dropped: dict[str, dict[str, list[str]]]
-    format_version: int = FORMAT_VERSION
-
-    def write(self, folder: Path) -> None:
-        """Store as `manifest.json`."""
-        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def read(cls, folder: Path) -> "Manifest":
-        """The manifest of a prepared folder.
-
-        Raises:
-            DataFormatError: If it is missing, damaged, or of a newer format, or if a file that it names is missing.
-        """
-        path = folder / MANIFEST
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if values["format_version"] > FORMAT_VERSION:
-                raise DataFormatError(f"{path} has format_version {values['format_version']}; this vlm reads up to {FORMAT_VERSION}. Upgrade vlm.")
-            values["splits"] = {split: SplitFile(**entry) for split, entry in values["splits"].items()}
-            manifest = cls(**{field.name: values[field.name] for field in fields(cls)})
-        except FileNotFoundError:
-            raise DataFormatError(f"{folder} is not a prepared dataset: it has no {MANIFEST}.") from None
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise DataFormatError(f"{path} is damaged ({error!r}). Prepare the dataset again with --overwrite.") from None
-        for entry in manifest.splits.values():
-            if not (folder / entry.file).is_file():
-                raise DataFormatError(f"{folder / entry.file} is missing. Prepare the dataset again with --overwrite.")
-        return manifest
 
 
 @dataclass(frozen=True)
@@ -99,111 +37,246 @@ class Prepared:
         folder: The prepared folder.
         manifest: What it holds.
         fresh: False if it was there before and is what was asked for.
+        parts: Of a mix, the datasets that it is made of.
+        kept: Archives, and what was extracted from them, that are still there.
     """
 
     folder: Path
     manifest: Manifest
     fresh: bool
+    parts: tuple["Prepared", ...] = ()
+    kept: tuple[Path, ...] = ()
 
 
-def prepare(name: str, root: Path, *, options: Any = None, overwrite: bool = False, progress: Progress | None = None) -> Prepared:
-    """Prepare a registered dataset, or find it prepared with the same options.
+@dataclass(frozen=True)
+class _Run:
+    """What all folders of one call share."""
+
+    root: Path
+    store: ArchiveStore
+    overwrite: bool
+    workers: int | None
+    verify: Verify
+    progress: Progress
+    meter: Meter | None
+
+
+def prepare(
+    name_or_path: str,
+    root: Path,
+    *,
+    options: Any = None,
+    name: str = "",
+    overwrite: bool = False,
+    on_bad_row: OnBadRow | None = None,
+    mirror: str = "",
+    from_archives: Path | None = None,
+    keep_archives: bool = False,
+    workers: int | None = None,
+    verify: Verify = "decode",
+    progress: Progress | None = None,
+    meter: Meter | None = None,
+) -> Prepared:
+    """Prepare a registered dataset, a mix or the user's own data, or find it prepared with the same options.
 
     Args:
-        name: Name or alias in `DATASETS`.
+        name_or_path: Name or alias in `DATASETS`, or the path of a file or folder that `vlm.data.own_files` reads.
         root: Folder of the prepared datasets.
         options: Settings of the preparation, of the dataset's own dataclass; None for its defaults.
-        overwrite: Replace what is there.
+        name: Name for the user's own data; empty: that of the file or folder.
+        overwrite: Replace what is there; of a mix, its parts as well.
+        on_bad_row: error: the first faulty row is an error; skip: such rows are dropped. None: skip for registered datasets, error for own data.
+        mirror: URL or folder that has the archives under their `file` names.
+        from_archives: Folder in which the user has the archives; nothing in it is changed.
+        keep_archives: Keep what is downloaded and extracted. Otherwise it is deleted when all is done, unless it was there before.
+        workers: Processes that verify pictures; None: one for each CPU.
+        verify: decode, header or off; see `vlm.data.verify_pictures`.
         progress: Shows how far the rows of a split are.
+        meter: Shows how far downloads and extractions are.
 
     Raises:
         UnknownNameError: If there is no such dataset.
-        ConfigError: If the folder exists and is something else, or cannot be written.
-        DataFormatError: If a split has no usable row.
+        ConfigError: If the folder exists and is something else, cannot be written or is being written by another process, or an archive cannot be had.
+        DataFormatError: If a split has no usable row, or a row is faulty and shall not be skipped.
         MissingPackageError: If a package that ships the data is not installed.
     """
-    name = DATASETS.resolve(name)
-    spec = DATASETS[name]
-    options = spec.options if options is None else options
-    folder = root / name
-    if folder.exists() and not overwrite:
-        return Prepared(folder, _check_same(folder, name, options), fresh=False)
-    source = spec.open(options, {})
-    building = root / f".{name}.{os.getpid()}.tmp"
+    store = ArchiveStore(root, mirror, from_archives, keep_archives)
+    run = _Run(root, store, overwrite, workers, verify, progress or (lambda items, _: items), meter)
+    mix = _mix(name_or_path)
+    if mix:
+        if options not in (None, DATASETS[mix].options):
+            raise ConfigError(f"{mix} is a mix of {', '.join(DATASETS[mix].parts)}; set options when you prepare these one by one.")
+        works = [registered(part, DATASETS[part], on_bad_row=on_bad_row) for part in DATASETS[mix].parts]
+    else:
+        works = [_work(name_or_path, name, options, on_bad_row)]
+    prepared = _prepare_all(works, run)
+    return _write_mix(mix, prepared, run) if mix else prepared[0]
+
+
+def needs(name_or_path: str, root: Path, *, overwrite: bool = False, from_archives: Path | None = None) -> Needs:
+    """What `prepare` would download; nothing for what is prepared already and for the user's own data.
+
+    Raises:
+        UnknownNameError: If there is no such dataset.
+    """
+    try:
+        name = DATASETS.resolve(name_or_path)
+    except UnknownNameError:
+        if Path(name_or_path).exists():
+            return Needs()
+        raise
+    names = [part for part in DATASETS[name].parts or (name,) if overwrite or not (root / part / MANIFEST).is_file()]
+    archives = {archive.file: archive for part in names for archive in DATASETS[part].archives}
+    return ArchiveStore(root, from_archives=from_archives).needs(tuple(archives.values()))
+
+
+def _mix(name: str) -> str:
+    """The registered name of a mix, or empty."""
+    resolved = DATASETS.resolve(name) if name in DATASETS else ""
+    return resolved if resolved and DATASETS[resolved].parts else ""
+
+
+def _work(name_or_path: str, name: str, options: Any, on_bad_row: OnBadRow | None) -> Work:
+    if name_or_path in DATASETS:
+        if name:
+            raise ConfigError(f"--name {name} is for your own data; the registered dataset {name_or_path!r} is prepared under its own name.")
+        resolved = DATASETS.resolve(name_or_path)
+        return registered(resolved, DATASETS[resolved], options=options, on_bad_row=on_bad_row)
+    path = Path(name_or_path)
+    if not path.exists():
+        if "/" in name_or_path or path.suffix:
+            raise ConfigError(f"There is no file or folder {path}. Give the path of your data, or the name of a dataset (`vlm list datasets`).")
+        DATASETS.resolve(name_or_path)  # says which names there are
+    if options is not None:
+        raise ConfigError(f"Options are for registered datasets; {path} has none.")
+    work = own(path, name=name, on_bad_row=on_bad_row)
+    if work.name in DATASETS:
+        raise ConfigError(f"{work.name!r} is the name of a registered dataset; give your data another one with --name.")
+    return work
+
+
+def _prepare_all(works: Sequence[Work], run: _Run) -> list[Prepared]:
+    """Prepare folders that share archives; these are deleted after the last one."""
+    found = {work.name: _found(work, run) for work in works}
+    missing = [work for work in works if found[work.name] is None]
+    if missing:
+        archives = {archive.file: archive for work in missing for archive in work.archives}
+        locks = [run.root / f".{work.name}.lock" for work in missing] + [run.store.folder / f"{file}.preparing" for file in archives]
+        try:
+            with locked(locks, work=f"prepares {', '.join(work.name for work in missing)}"):
+                for work in missing:
+                    _recover(run.root, work.name)
+                places = run.store.open(tuple(archives.values()), meter=run.meter)
+                for work in missing:
+                    found[work.name] = _found(work, run) or _make(work, places.opened, places.used, run)
+                run.store.clean(tuple(archives.values()))
+        except OSError as error:
+            raise _disk_error(error, run.root / missing[0].name, run.root) from error
+        if not run.store.keep and run.store.folder.is_dir():
+            with suppress(OSError):
+                run.store.folder.rmdir()  # the last lock was in it
+    kept = tuple(run.store.kept([archive for work in works for archive in work.archives]))
+    return [replace(prepared, kept=kept) for work in works if (prepared := found[work.name]) is not None]
+
+
+def _found(work: Work, run: _Run) -> Prepared | None:
+    """The folder as it was prepared before, or None if it has to be made."""
+    folder = run.root / work.name
+    if run.overwrite or not folder.exists():
+        return None
+    try:
+        manifest = Manifest.read(folder)
+    except DataFormatError as error:
+        raise ConfigError(f"{folder} exists already and is not usable: {error} Add --overwrite to replace it.") from None
+    seen, wanted = (manifest.name, manifest.options), (work.name, work.manifest.options)
+    if seen != wanted:
+        raise ConfigError(f"{folder} was prepared otherwise: {seen}, wanted {wanted}. Add --overwrite to replace it.")
+    return Prepared(folder, manifest, fresh=False)
+
+
+def _make(work: Work, places: Mapping[str, Path], used: Sequence[UsedArchive], run: _Run) -> Prepared:
+    building, folder = _building(run.root, work.name), run.root / work.name
     try:
         building.mkdir(parents=True)
-        manifest = _build(building, name, spec, source, options, progress or (lambda items, _: items))
+        source = work.open(places, (building / EMBEDDED).absolute())
+        with PictureChecker(verify=run.verify, workers=run.workers) as checker:
+            manifest = _build(building, work, source, checker, run)
+        files = {archive.file for archive in work.archives}
+        manifest = replace(manifest, archives=[archive for archive in used if archive.file in files], verified=run.verify)
+        manifest.write(building)
         _replace(building, folder)
-    except OSError as error:
-        reason = f"{error.strerror or error}: {error.filename or folder}"
-        raise ConfigError(
-            f"Cannot write {folder} ({reason}). Make it writable or free space there, or choose another folder with --root-dir."
-        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return Prepared(folder, manifest, fresh=True)
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_same(folder: Path, name: str, options: Any) -> Manifest:
-    try:
-        manifest = Manifest.read(folder)
-    except DataFormatError as error:
-        raise ConfigError(f"{folder} exists already and is not usable: {error} Add --overwrite to replace it.") from None
-    seen, wanted = (manifest.name, manifest.options, manifest.format_version), (name, asdict(options), FORMAT_VERSION)
-    if seen != wanted:
-        raise ConfigError(f"{folder} was prepared otherwise: {seen}, wanted {wanted}. Add --overwrite to replace it.")
-    return manifest
-
-
-def _build(folder: Path, name: str, spec: DatasetSpec, source: Source, options: Any, progress: Progress) -> Manifest:
+def _build(folder: Path, work: Work, source: Source, checker: PictureChecker, run: _Run) -> Manifest:
+    builder = FolderBuilder(folder, locate=source.locate, checker=checker, linkable=(run.store.folder, folder / EMBEDDED))
     splits: dict[str, SplitFile] = {}
-    dropped: dict[str, dict[str, list[str]]] = {}
-    for split in spec.splits:
-        dropped[split] = {}
-        rows = progress(refuse_faulty(source.rows(split)), f"{name} {split}")
-        path = folder / f"samples-{split}.parquet"
-        count = write_parquet(_kept(rows, folder, source, dropped[split]), path)
-        if not count:
-            reasons = "; ".join(f"{len(ids)} {reason}" for reason, ids in dropped[split].items())
-            raise DataFormatError(f"Split {split!r} of {name} has no usable row ({reasons or 'the source is empty'}).")
-        splits[split] = SplitFile(file=path.name, rows=count, sha256=file_sha256(path))
-    manifest = Manifest(name, splits, [spec.source], spec.license, spec.citation, asdict(options), dropped)
-    manifest.write(folder)
-    return manifest
+    dropped: dict[str, dict[str, list[dict[str, str]]]] = {}
+    for split in work.splits:
+        rows = run.progress(source.rows(split), work.where[split])
+        splits[split], dropped[split] = builder.write_split(split, rows, where=work.where[split], on_bad_row=work.on_bad_row)
+    shutil.rmtree(folder / EMBEDDED, ignore_errors=True)
+    return replace(work.manifest, splits=splits, dropped=dropped, images_sha256=tree_sha256(folder / IMAGES))
 
 
-def _kept(rows: Iterable[Row], folder: Path, source: Source, dropped: dict[str, list[str]]) -> Iterator[Sample]:
-    """Rows as samples, their pictures copied below `images/` and their paths relative to the folder; fills `dropped`."""
-    for row in rows:
-        if isinstance(row, Sample) and not all((file := source.locate(name)) and file.is_file() for name in row.images):
-            row = Dropped(row.id, "image file missing in the source")
-        if isinstance(row, Dropped):
-            dropped.setdefault(row.reason, []).append(row.id)
-            continue
-        for name in row.images:
-            if name.is_absolute() or ".." in name.parts:
-                raise DataFormatError(f"The image name {name} of row {row.id!r} leads out of the dataset's folder.")
-            file = source.locate(name)
-            assert file is not None
-            _copy(file, folder / "images" / name)
-        yield replace(row, images=tuple(Path("images") / name for name in row.images))
+def _write_mix(name: str, parts: Sequence[Prepared], run: _Run) -> Prepared:
+    """The folder of a mix: a manifest that names its parts."""
+    spec, folder = DATASETS[name], run.root / name
+    splits = {split: _sum([part.manifest.splits[split] for part in parts if split in part.manifest.splits]) for split in spec.splits}
+    options = plain(spec.options)
+    manifest = Manifest(name, splits, [spec.source], spec.license, spec.citation, options, {}, parts=[part.manifest.name for part in parts])
+    if folder.exists() and not run.overwrite:
+        try:
+            seen = Manifest.read(folder)
+        except DataFormatError as error:
+            raise ConfigError(f"{folder} exists already and is not usable: {error} Add --overwrite to replace it.") from None
+        if seen == manifest:
+            return Prepared(folder, manifest, fresh=False, parts=tuple(parts), kept=parts[0].kept)
+        if not seen.parts:
+            raise ConfigError(f"{folder} is another dataset ({seen.name}) and no mix. Add --overwrite to replace it.")
+    building = _building(run.root, name)
+    try:
+        with locked([run.root / f".{name}.lock"], work=f"prepares {name}"):
+            _recover(run.root, name)
+            building.mkdir(parents=True)
+            manifest.write(building)
+            _replace(building, folder)
+    except OSError as error:
+        raise _disk_error(error, folder, run.root) from error
+    return Prepared(folder, manifest, fresh=True, parts=tuple(parts), kept=parts[0].kept)
 
 
-def _copy(source: Path, target: Path) -> None:
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+def _sum(files: Sequence[SplitFile]) -> SplitFile:
+    rows, images, duplicates = (sum(getattr(file, name) for file in files) for name in ("rows", "images", "duplicate_ids"))
+    return SplitFile("", rows, "", images, duplicates)
+
+
+def _building(root: Path, name: str) -> Path:
+    return root / f".{name}.tmp"
+
+
+def _recover(root: Path, name: str) -> None:
+    """Clear away what a process left that was killed; a folder that it had put aside to replace it comes back."""
+    old, folder = root / f".{name}.old", root / name
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_building(root, name), ignore_errors=True)
 
 
 def _replace(building: Path, folder: Path) -> None:
-    old = building.with_suffix(".old")
+    old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
         folder.rename(old)
     building.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _disk_error(error: OSError, folder: Path, root: Path) -> ConfigError:
+    place = Path(str(error.filename)) if error.filename else folder
+    reason = f"{error.strerror or error}: {place}"
+    if not place.is_relative_to(root):
+        return ConfigError(f"Cannot read the source of {folder} ({reason}). Make it readable.")
+    return ConfigError(f"Cannot write {folder} ({reason}). Make it writable or free space there, or choose another folder with --root-dir.")

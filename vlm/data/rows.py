@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlm.data.sample import Sample
-from vlm.errors import MissingPackageError
+from vlm.errors import DataFormatError, MissingPackageError
 from vlm.messages import Message
 
 ROWS_A_BATCH = 1000  # rows are written in blocks of this many: enough to compress well, few enough to hold in memory
@@ -23,10 +23,12 @@ def _pyarrow() -> Any:
 
 
 def schema() -> Any:
-    """The columns: id, images (relative paths), messages (role and text), extra (JSON)."""
+    """The columns: id, images (relative paths), messages (role and text), extra (JSON), sizes (height and width of each image, or none at all)."""
     pa = _pyarrow()
     message = pa.struct([("role", pa.string()), ("text", pa.string())])
-    return pa.schema([("id", pa.string()), ("images", pa.list_(pa.string())), ("messages", pa.list_(message)), ("extra", pa.string())])
+    size = pa.struct([("height", pa.int32()), ("width", pa.int32())])
+    columns = {"id": pa.string(), "images": pa.list_(pa.string()), "messages": pa.list_(message), "extra": pa.string(), "sizes": pa.list_(size)}
+    return pa.schema(list(columns.items()))
 
 
 def to_row(sample: Sample) -> dict[str, Any]:
@@ -36,6 +38,7 @@ def to_row(sample: Sample) -> dict[str, Any]:
         "images": [path.as_posix() for path in sample.images],
         "messages": [{"role": message.role, "text": message.text} for message in sample.messages],
         "extra": json.dumps(dict(sample.extra), sort_keys=True) if sample.extra else "",
+        "sizes": [{"height": height, "width": width} for height, width in sample.sizes],
     }
 
 
@@ -50,6 +53,7 @@ def to_sample(row: Mapping[str, Any], *, image_root: Path) -> Sample:
         images=tuple(image_root / name for name in row["images"]),
         messages=tuple(Message(role=message["role"], text=message["text"]) for message in row["messages"]),
         extra=json.loads(row["extra"]) if row["extra"] else {},
+        sizes=tuple((size["height"], size["width"]) for size in row.get("sizes") or ()),
     )
 
 
@@ -70,8 +74,52 @@ def write_arrow(samples: Iterable[Sample], path: Path) -> None:
 
 def parquet_to_arrow(source: Path, path: Path) -> None:
     """Unpack a Parquet file of samples into an Arrow stream, block by block."""
-    table = _pyarrow().parquet.ParquetFile(source)
-    _write_stream((batch.cast(schema()) for batch in table.iter_batches(batch_size=ROWS_A_BATCH)), path)
+    _write_stream(_stored_batches(source), path)
+
+
+def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file of samples as plain values, which `to_sample` takes.
+
+    Raises:
+        DataFormatError: If the file is no Parquet of samples.
+    """
+    for batch in _stored_batches(path):
+        yield from batch.to_pylist()
+
+
+class Distinct(NamedTuple):
+    """Numbers of different values in a file of samples."""
+
+    ids: int
+    images: int
+
+
+def count_distinct(path: Path) -> Distinct:
+    """Numbers of different ids and of different images of a Parquet file of samples."""
+    pa = _pyarrow()
+    table = pa.parquet.read_table(path, columns=["id", "images"])
+    images = pa.chunked_array([chunk.flatten() for chunk in table["images"].chunks], type=pa.string())
+    return Distinct(ids=len(table["id"].unique()), images=len(images.unique()))
+
+
+def _stored_batches(path: Path) -> Iterator[Any]:
+    """The record batches of a Parquet file; columns that older files lack are empty."""
+    pa = _pyarrow()
+    try:
+        with pa.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS_A_BATCH):
+                yield _completed(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise DataFormatError(
+            f"{path} is no file of samples ({' '.join(str(error).split())}). Prepare the dataset again with --overwrite."
+        ) from error
+
+
+def _completed(batch: Any) -> Any:
+    pa = _pyarrow()
+    if "sizes" not in batch.schema.names:  # format_version 1
+        batch = batch.append_column("sizes", pa.array([[]] * batch.num_rows, type=schema().field("sizes").type))
+    return batch.select(schema().names).cast(schema())
 
 
 def _write_stream(batches: Iterable[Any], path: Path) -> None:
