@@ -209,8 +209,8 @@ def _trained(starts: np.ndarray, ends: np.ndarray, ids: np.ndarray, spans: Seque
     borders = np.cumsum([len(span.text) for span in spans])
     flags = np.array([span.trained for span in spans], dtype=bool)
     # A token without characters (sentencepiece's dummy space) belongs to what follows it, as it does when the text before it is tokenized alone.
-    first = np.searchsorted(borders, starts, side="right").clip(max=len(spans) - 1)
-    last = np.searchsorted(borders, np.maximum(ends - 1, starts), side="right").clip(max=len(spans) - 1)
+    first = np.minimum(np.searchsorted(borders, starts, side="right"), len(spans) - 1)
+    last = np.minimum(np.searchsorted(borders, np.maximum(ends - 1, starts), side="right"), len(spans) - 1)
     for i in np.flatnonzero(first != last):
         if len(set(flags[first[i] : last[i] + 1])) > 1 and not _swallows_space(int(ids[i]), tokenizer):
             text = "".join(span.text for span in spans)
