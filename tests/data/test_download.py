@@ -407,7 +407,7 @@ def test_archive_without_a_link_must_be_got_by_hand(archive_server: ArchiveServe
 def test_two_processes_do_not_write_one_file(archive_server: ArchiveServer, tmp_path: Path):
     from filelock import FileLock
 
-    with FileLock(tmp_path / "a.bin.lock"), pytest.raises(ConfigError, match=r"Another process is downloading .*a\.bin"):
+    with FileLock(tmp_path / "a.bin.lock"), pytest.raises(ConfigError, match=r"Another process is writing .*a\.bin"):
         fetch([Archive(file="a.bin", url=archive_server.serve("a.bin", DATA))], tmp_path)
 
 

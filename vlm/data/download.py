@@ -208,7 +208,6 @@ def _download(archives: Sequence[Archive], urls: dict[str, str], folder: Path, p
         transfer = Transfer(archive, urls[archive.file], path, lambda size: budget.expect(archive.file, size), stop, meter)
 
         def run() -> None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             transfer.run()
             budget.complete(archive.file)
             remember(path, archive, _record(archive, folder))

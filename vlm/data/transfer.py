@@ -96,7 +96,7 @@ class Transfer:
             ConfigError: If another process is at the same file.
             Stopped: If it was told to end.
         """
-        with self._alone():
+        with alone(self.path):
             failed, furthest = 0, part_size(self.path)
             while True:
                 try:
@@ -110,20 +110,6 @@ class Transfer:
                 except DataFormatError:
                     self._discard()
                     raise
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Two processes that append to one file would spoil it."""
-        lock = FileLock(_beside(self.path, ".lock"), timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ConfigError(f"Another process is downloading {self.path}. Wait until it is done, then start again.") from None
-        try:
-            yield
-        finally:
-            _beside(self.path, ".lock").unlink(missing_ok=True)
-            lock.release()
 
     def _wait(self, fault: _Passing, failed: int) -> None:
         size = part_size(self.path)
@@ -230,6 +216,26 @@ class Transfer:
         part.replace(self.path)
         _beside(self.path, ".part.json").unlink(missing_ok=True)
         self.meter.done(self.archive.file)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Be the only process that writes a file or folder; two that append to one file would spoil it.
+
+    Raises:
+        ConfigError: If another process is at it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(_beside(path, ".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"Another process is writing {path}. Wait until it is done, then start again.") from None
+    try:
+        yield
+    finally:
+        _beside(path, ".lock").unlink(missing_ok=True)
+        lock.release()
 
 
 def part_size(path: Path) -> int:
