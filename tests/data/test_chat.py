@@ -355,6 +355,13 @@ def test_of_an_exchange_that_is_too_long_alone_the_end_of_the_answer_is_cut(toke
             encode(tokenizer, talk, VICUNA, max_length=least - 1)
 
 
+def test_an_answer_without_a_prompt_may_be_cut_to_one_token(tokenizer):
+    whole = encode(tokenizer, TALK[2:], PLAIN, ())
+    cut = encode(tokenizer, TALK[2:], PLAIN, (), 1)
+    assert cut.ids.tolist() == cut.labels.tolist() == whole.ids[:1].tolist()
+    assert cut.cut_tokens == len(whole.ids) - 1
+
+
 def test_an_answer_is_not_cut_before_its_image(tokenizer):
     talk = (Message("user", "a shape?"), Message("assistant", "a blue circle <image> and a red triangle"))
     whole = encode(tokenizer, talk, CHATML, (5,))
