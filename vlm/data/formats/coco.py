@@ -88,7 +88,7 @@ def _key_of(row: Mapping[str, Any], key: str) -> int | str:
     value = row.get(key)
     if not isinstance(value, int | str) or isinstance(value, bool):
         raise DataFormatError(f"{key!r} is not a number or name: found {shown(value)}.")
-    return value
+    return value if isinstance(value, int) else text_of(value, f"{key!r}")
 
 
 def _lists_of(path: Path, *keys: str) -> Mapping[str, Any]:
