@@ -1,10 +1,18 @@
+import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vlm.commands.preprocess import main
+from vlm.data import prepare as prepare_module
+from vlm.data.datasets.base import Archive, DatasetSpec, Source
+from vlm.data.sample import Dropped, Sample
+from vlm.errors import ConfigError, UnknownNameError
+from vlm.messages import Message
 
 ROOT = Path(__file__).parents[2]
 
@@ -12,7 +20,17 @@ ROOT = Path(__file__).parents[2]
 def test_what_was_written_is_said_and_found_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     main(["--dataset-id", "easy-vqa-captions", "--root-dir", str(tmp_path)])
     said = capsys.readouterr().out
-    for words in ("prepared in", "2,435 conversations", "1,565 dropped: color or shape not among the answers", "603", "MIT", str(tmp_path)):
+    dropped = "1,565 dropped: color or shape not among the answers"
+    for words in (
+        "prepared in",
+        "2,435 conversations, 2,435 pictures",
+        dropped,
+        "train/",
+        "603",
+        "MIT",
+        f"vlm data check {tmp_path}",
+        "vlm data show",
+    ):
         assert words in said
     main(["--dataset_id", "easy-vqa-captions", "--root_dir", str(tmp_path)])
     assert "already prepared" in capsys.readouterr().out
@@ -23,3 +41,66 @@ def test_script_is_the_command(tmp_path: Path):
     done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("vlm preprocess: No dataset named 'easy-vqa-capt'. Did you mean 'easy-vqa-captions'")
+
+
+def test_options_of_the_dataset_are_set_and_checked(tmp_path: Path):
+    main(
+        ["--dataset-id", "easy-vqa-captions", "--root-dir", str(tmp_path), "--option", "seed=3", "--option", "max_questions=1", "--verify", "header"]
+    )
+    manifest = json.loads((tmp_path / "easy-vqa-captions/manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["options"], manifest["verified"]) == ({"seed": 3, "max_questions": 1}, "header")
+    with pytest.raises(UnknownNameError, match=r"named 'sed'. Did you mean 'seed'"):
+        main(["--dataset-id", "easy-vqa", "--root-dir", str(tmp_path), "--option", "sed=3"])
+    with pytest.raises(UnknownNameError, match="No dataset named 'nowhere'"):
+        main(["--dataset-id", "nowhere", "--root-dir", str(tmp_path), "--option", "seed=3"])
+
+
+def test_own_data_is_prepared_with_faulty_rows_left_out_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "this"}]
+    rows = [{"id": str(i), "image": image, "conversations": turns} for i, image in enumerate(("a.png", "no.png", "no.png", "no2.png"))]
+    (tmp_path / "mine.json").write_text(json.dumps(rows), encoding="utf-8")
+    data = ["--dataset-id", str(tmp_path / "mine.json"), "--root-dir", str(tmp_path / "data"), "--name", "shapes"]
+    main([*data, "--on-bad-row", "skip"])
+    said = capsys.readouterr().out
+    assert "3 dropped: image file missing\n" in said and said.count("There is no image file no.png.") == 2 and "no2.png" not in said
+    assert (tmp_path / "data/shapes/manifest.json").is_file()
+    with pytest.raises(ConfigError, match="--option is for registered datasets"):
+        main([*data, "--option", "seed=3"])
+
+
+@pytest.fixture
+def zipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A registered dataset `shapes` of one archive; the answer is the archive's folder."""
+    given = tmp_path / "given"
+    given.mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    with zipfile.ZipFile(given / "shapes.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "a.png")
+    rows = [Sample("1", (Path("a.png"),), (Message("user", "<image>"), Message("assistant", "this"))), Dropped("2", "no answer")]
+    spec = DatasetSpec(
+        open=lambda options, places: Source(rows=lambda split: rows, locate=lambda name: places["shapes.zip"] / name),
+        archives=(Archive(file="shapes.zip", url="https://example.org/shapes.zip", size=(given / "shapes.zip").stat().st_size),),
+        description="shapes",
+        license="CC0",
+        source="here",
+        citation="nobody",
+    )
+
+    class Datasets(dict):
+        resolve = staticmethod(lambda name: name)
+
+    monkeypatch.setattr(prepare_module, "DATASETS", Datasets(shapes=spec))
+    return given
+
+
+def test_downloads_are_said_before_they_begin_and_kept_archives_after(tmp_path: Path, zipped: Path, capsys: pytest.CaptureFixture[str]):
+    data = ["--dataset-id", "shapes", "--root-dir", str(tmp_path / "data")]
+    main([*data, "--mirror", str(zipped), "--keep-archives"])
+    said = capsys.readouterr().out
+    size = (zipped / "shapes.zip").stat().st_size
+    for words in (f"{size} bytes  https://example.org/shapes.zip", f"to download: 1 file(s), {size} bytes", "free: ", "kept     2 archive(s)"):
+        assert words in said
+    assert said.index("to download") < said.index("shapes: prepared")
+    main([*data, "--from-archives", str(zipped), "--overwrite"])
+    assert "to download: 0 file(s)" not in capsys.readouterr().out

@@ -57,6 +57,19 @@ def test_truncated_picture_is_found_by_decoding_only(tmp_path: Path):
     assert look_at(path, verify="header") == Verdict(size=(64, 64))
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_half_of_a_picture_followed_by_zeros_is_damaged(tmp_path: Path, suffix: str):
+    path = tmp_path / f"half.{suffix}"
+    Image.effect_noise((64, 64), 90).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data + bytes(100))
+    assert look_at(path, verify="decode") == Verdict(size=(64, 64))  # zeros behind the end do no harm
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    verdict = look_at(path, verify="decode")
+    assert verdict.reason == UNREADABLE and "is damaged" in verdict.detail
+    assert look_at(path, verify="header") == Verdict(size=(64, 64))
+
+
 def test_floating_point_values_and_decompression_bombs_are_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     verdict = look_at(save(tmp_path / "a.tif", "F"), verify="decode")
     assert verdict.reason == UNREADABLE and "floating-point" in verdict.detail

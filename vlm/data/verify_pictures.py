@@ -29,6 +29,8 @@ UNREADABLE = "image file unreadable"
 ITEMS_A_BLOCK = 1000  # that wait in memory for the verdicts on their pictures, twice
 FEW = 200  # pictures that are looked at in this process: workers start in the time that it takes
 PICTURES_A_TASK = 32  # sent to a worker at once: enough that the sending costs little, few enough that all workers have something to do
+ZEROS = 16  # bytes at the end of a file that make one suspicious of it
+END_OF_JPEG = b"\xff\xd9"
 UPRIGHT_ORIENTATIONS = 4  # of EXIF: those above swap height and width
 
 
@@ -57,7 +59,7 @@ def look_at(path: Path, *, verify: Verify, digest: bool = False) -> Verdict:
 
     Args:
         path: The file.
-        verify: decode (read every pixel, as training will), header (size and format only), or off (only whether there is a file).
+        verify: decode (read every pixel, as training will, and the checksums of a PNG), header (size and format only), or off (only whether there is a file).
         digest: Whether to hash its bytes.
     """
     if not path.is_file():
@@ -74,7 +76,34 @@ def _decoded_size(path: Path) -> tuple[int, int]:
     from vlm.data.image import load_image
 
     image = load_image(path)
+    _refuse_damage(path)
     return image.height, image.width
+
+
+def _refuse_damage(path: Path) -> None:
+    """Find the damage that PIL draws as black or gray without a word: bytes of a PNG that are not its checksums', and a JPEG that ends in zeros.
+
+    Raises:
+        DataFormatError: If there is such damage.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if image.format == "PNG":
+                image.verify()
+    except SyntaxError as error:
+        raise DataFormatError(f"The image file {path} is damaged: {error}. Replace the file, or leave it out.") from error
+    if image.format in ("JPEG", "MPO") and _ends_in_zeros(path):
+        raise DataFormatError(f"The image file {path} is damaged: it ends in zeros, as an interrupted copy does. Replace the file, or leave it out.")
+
+
+def _ends_in_zeros(path: Path) -> bool:
+    """True if zeros stand where a JPEG's end should be; zeros behind the end are harmless."""
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - ZEROS))
+        return not any(file.read()) and not path.read_bytes().rstrip(b"\0").endswith(END_OF_JPEG)
 
 
 def _header_size(path: Path) -> tuple[int, int]:
