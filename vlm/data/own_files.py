@@ -18,12 +18,12 @@ from vlm.data.formats import FORMATS
 from vlm.data.formats.base import CAPTION_REQUEST, faulty, finished, pairs_of_turns, shown, text_of, with_placeholders
 from vlm.data.formats.pictures import holds_pictures
 from vlm.data.formats.sources import FILE_SUFFIXES, first_row
+from vlm.data.manifest import MANIFEST
 from vlm.data.sample import Row
 from vlm.errors import DataFormatError
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"  # of a prepared dataset, which is none of the user's own files
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TEXT_SUFFIX = ".txt"
 
