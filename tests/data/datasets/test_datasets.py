@@ -2,14 +2,19 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_archives import opened
+from archive_server import ArchiveServer, running_server  # noqa: F401  the fixture archive_server
+from tiny_archives import build, content, opened
 
 from vlm.data.datasets import DATASETS
 from vlm.data.datasets.cauldron import SUBSETS
+from vlm.data.prepare import prepare
+from vlm.data.reader import open_dataset
 from vlm.data.sample import Dropped, Sample
+from vlm.errors import VLMError
 
 KEPT = {  # ids of the rows whose pictures are there, by dataset; training split
     "llava-laion-cc-sbu-558k": ["004539375", "002239345"],
@@ -28,6 +33,7 @@ KEPT = {  # ids of the rows whose pictures are there, by dataset; training split
     "the-cauldron-chart2text": [f"the-cauldron-chart2text-000{i}/{row}" for i in range(3) for row in (1, 2)],
     "the-cauldron-okvqa": ["0000/1", "0000/2"],
 }
+MIXES = [name for name in DATASETS if DATASETS[name].parts]
 ARCHIVES = [archive for name in DATASETS for archive in DATASETS[name].archives]
 
 
@@ -104,3 +110,42 @@ def test_prismatics_other_names_are_known():
 def test_coco_is_one_download_for_all_who_use_it():
     users = [name for name in DATASETS if any(archive.file == "train2017.zip" for archive in DATASETS[name].archives)]
     assert {"llava-v1.5-instruct", "lvis-instruct-4v", "sharegpt4v-pretrain", "coco-captions-2017"} <= set(users)
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published sizes and checksums are not those of the small archives."""
+    for name in DATASETS:
+        spec = DATASETS[name]
+        archives = tuple(replace(archive, size=0, checksum="", unpacked=0) for archive in spec.archives)
+        monkeypatch.setitem(DATASETS._tables[0], name, replace(spec, archives=archives))
+
+
+@pytest.mark.parametrize("name", [*KEPT, *MIXES])
+def test_prepared_from_a_mirror_a_dataset_is_read_back(name: str, tmp_path: Path, archive_server: ArchiveServer, unchecked: None):
+    parts = DATASETS[name].parts or (name,)
+    for archive in {archive for part in parts for archive in DATASETS[part].archives}:
+        archive_server.serve(archive.file, content(archive.file))
+    prepare(name, tmp_path, mirror=archive_server.url, workers=1)
+    samples = open_dataset(name, data_root=tmp_path)
+    assert sorted(sample.id for sample in samples) == sorted(id for part in parts for id in KEPT[part])
+    for sample in samples:
+        assert all(image.is_file() for image in sample.images)
+        assert sample.sizes == ((8, 12),) * len(sample.images)
+    assert not (tmp_path / ".archives").exists()
+
+
+def test_a_folder_of_archives_serves_as_well_and_is_left_as_it_was(tmp_path: Path, unchecked: None):
+    given = tmp_path / "given"
+    build("lrv-instruct", given)
+    build("the-cauldron-okvqa", given)
+    before = {path.name: path.read_bytes() for path in given.iterdir()}
+    for name in ("lrv-instruct", "the-cauldron-okvqa"):
+        prepare(name, tmp_path / "data", from_archives=given, workers=1)
+        assert [sample.id for sample in open_dataset(name, data_root=tmp_path / "data")] == KEPT[name]
+    assert {path.name: path.read_bytes() for path in given.iterdir()} == before
+
+
+def test_files_to_be_had_by_hand_are_named_with_their_pages(tmp_path: Path, unchecked: None):
+    with pytest.raises(VLMError, match=r"filter_cap1\.json.*https://drive\.google\.com/uc\?id=1pWkx.*--from-archives"):
+        prepare("lrv-instruct", tmp_path)

@@ -8,6 +8,7 @@ under any name.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def named_pictures() -> dict[str, Path]:
     """
     folder = _folder()
     try:
-        import emoji
+        emoji: Any = import_module("emoji")
     except ImportError:
         raise MissingPackageError("emoji", needed_for="The names of emoji", install=INSTALL) from None
     whole = emoji.STATUS["fully_qualified"]
