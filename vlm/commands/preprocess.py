@@ -89,18 +89,16 @@ def _meter() -> Any:
 
 
 def _print_needs(needed: Any, root: Path) -> None:
-    """What will be downloaded, before it is."""
+    """What will be downloaded and extracted, before it is."""
     from rich.filesize import decimal
 
     for archive in needed.downloads:
         size = decimal(archive.size) if archive.size else "size not known"
         print(f"  {archive.file:32} {size:>14}  {archive.url or archive.page or 'no link'}")
     existing = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
-    print(
-        f"to download: {len(needed.downloads)} file(s), {decimal(needed.download_bytes)}; on disk, extracted: {decimal(needed.disk_bytes)}; "
-        f"free: {decimal(shutil.disk_usage(existing).free)}",
-        flush=True,
-    )
+    what = f"to download: {len(needed.downloads)} file(s), {decimal(needed.download_bytes)}; " if needed.downloads else ""
+    free = decimal(shutil.disk_usage(existing).free)
+    print(f"{what}to extract: {len(needed.extractions)} archive(s); disk: {decimal(needed.disk_bytes)} in all, {free} free", flush=True)
 
 
 def print_prepared(prepared: Any) -> None:

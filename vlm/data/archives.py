@@ -14,6 +14,7 @@ from vlm.data.manifest import UsedArchive, file_sha256
 from vlm.data.meter import Meter
 
 FOLDER = ".archives"
+DERIVED = (".files", ".pictures")  # end the names of what was extracted from an archive, and of the pictures that were inside a table
 TEMPORARY = ".temporary"  # ends the name of a mark: what it names was made by a preparation, and goes with one
 
 
@@ -81,8 +82,9 @@ class ArchiveStore:
 
         missing = () if self.from_archives else tuple(archive for archive in archives if not (self.folder / archive.file).is_file())
         download = sum(max(0, archive.size - part_size(self.folder / archive.file)) for archive in missing)
-        packed = tuple(archive for archive in archives if is_archive(archive.file) and not self._extracted(archive.file).is_dir())
-        return Needs(missing, packed, download, download + sum(archive.unpacked or archive.size for archive in packed))
+        packed = tuple(archive for archive in archives if is_archive(archive.file) and not (self.folder / f"{archive.file}.files.done").exists())
+        untouched = [archive for archive in packed if not self._extracted(archive.file).exists()]  # one that was begun checks what it still needs
+        return Needs(missing, packed, download, download + sum(archive.unpacked or archive.size for archive in untouched))
 
     def open(self, archives: Sequence[Archive], *, meter: Meter | None = None) -> Places:
         """Fetch and extract archives, as far as that was not done before.
@@ -106,10 +108,11 @@ class ArchiveStore:
         fetched = fetch(archives, self.folder, mirror=self.mirror, from_archives=self.from_archives, meter=meter)
         for name, path in fetched.items():
             self._mark(name, made_now=name not in before and path == self.folder / name)
+            for suffix in DERIVED:
+                self._mark(f"{name}{suffix}", made_now=not (self.folder / f"{name}{suffix}").exists())
         opened = {}
         for name, path in fetched.items():
             if is_archive(path):
-                self._mark(f"{name}.files", made_now=not self._extracted(name).exists())
                 opened[name] = extract(path, self._extracted(name), meter=meter)
             else:
                 opened[name] = path
@@ -118,16 +121,17 @@ class ArchiveStore:
     def clean(self, archives: Sequence[Archive]) -> None:
         """Delete what preparations have downloaded and extracted; what was there before the first of them stays."""
         for archive in () if self.keep else archives:
-            extracted = f"{archive.file}.files"
-            self._delete_marked(extracted, spare="")
-            self._delete_marked(archive.file, spare=extracted)
+            derived = tuple(f"{archive.file}{suffix}" for suffix in DERIVED)
+            for name in derived:
+                self._delete_marked(name)
+            self._delete_marked(archive.file, spare=derived)
         for folder in sorted({(self.folder / archive.file).parent for archive in archives}, reverse=True):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
     def kept(self, archives: Sequence[Archive]) -> list[Path]:
         """The files and folders of archives that are still there."""
-        names = [name for archive in archives for name in (archive.file, f"{archive.file}.files")]
+        names = [f"{archive.file}{suffix}" for archive in archives for suffix in ("", *DERIVED)]
         return [self.folder / name for name in names if (self.folder / name).exists()]
 
     def _extracted(self, file: str) -> Path:
@@ -141,14 +145,15 @@ class ArchiveStore:
         elif made_now:
             mark.touch()
 
-    def _delete_marked(self, name: str, *, spare: str) -> None:
+    def _delete_marked(self, name: str, *, spare: tuple[str, ...] = ()) -> None:
         """Delete an entry that is marked, with what lies beside it under its name and a suffix (marks, checks); of one that lies elsewhere, only the latter."""
         entry = self.folder / name
         if entry.exists() and not (self.folder / f"{name}{TEMPORARY}").exists():
             return
-        beside = [path for path in entry.parent.glob(f"{escape(entry.name)}.*") if not (spare and path.name.startswith(Path(spare).name))]
-        for path in (entry, *beside):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        spared = tuple(Path(other).name for other in spare)
+        for path in (entry, *entry.parent.glob(f"{escape(entry.name)}.*")):
+            if not (spared and path.name.startswith(spared)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _used(archive: Archive, path: Path) -> UsedArchive:
