@@ -86,3 +86,9 @@ def test_the_folder_is_listed_at_the_first_missing_picture_and_not_again(tmp_pat
     assert pictures.locate(Path("shop/images/2.jpg")) == tmp_path / "late/2.jpg"
     write(tmp_path, "later/3.jpg")
     assert pictures.locate(Path("shop/images/3.jpg")) is None
+
+
+def test_a_name_that_no_file_can_have_is_a_missing_picture(tmp_path: Path):
+    write(tmp_path, "images/1.jpg")
+    assert in_shop(tmp_path).locate(Path("shop/images") / f"{'x' * 300}.jpg") is None
+    assert in_shop(tmp_path).locate(Path("shop/images")) is None

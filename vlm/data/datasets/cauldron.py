@@ -1,8 +1,9 @@
 """The 50 subsets of The Cauldron (Laurencon et al. 2024, arXiv:2405.02246), each a dataset: `the-cauldron-ai2d`.
 
 The hub keeps a subset as some Parquet files with the pictures inside, in its branch `refs/convert/parquet` under numbers. How many there are is known of
-`SHARDS`. Of the other subsets nothing is downloaded: pack the Parquet files of the subset's folder into one tar, such as the-cauldron-okvqa.tar, and name
-its folder with --from-archives. Files that a subset has beyond the number stated here would be missed: a subset can be compared with its card by its rows.
+the subsets in `SHARDS`, as the hub listed them in 2024. Should a subset grow, its further files would be missed: compare the number of rows with its card.
+Of the other subsets nothing is downloaded: pack their Parquet files into one tar, such as the-cauldron-okvqa.tar, and name its folder with
+--from-archives.
 """
 
 import shutil
@@ -26,12 +27,13 @@ SUBSETS = (
     *("robut_sqa", "robut_wikisql", "robut_wtq", "scienceqa", "screen2words", "spot_the_diff", "st_vqa", "tabmwp", "tallyqa", "tat_qa"),
     *("textcaps", "textvqa", "tqa", "vistext", "visual7w", "visualmrc", "vqarad", "vqav2", "vsr", "websight"),
 )
-SHARDS = {  # numbers of Parquet files, as the hub listed them
+SHARDS = {  # numbers of Parquet files
     "ai2d": 1,
     "aokvqa": 2,
     "chart2text": 3,
     "chartqa": 2,
     "clevr": 24,
+    "cocoqa": 5,
     "diagram_image_to_text": 1,
     "docvqa": 14,
     "dvqa": 8,
@@ -40,10 +42,12 @@ SHARDS = {  # numbers of Parquet files, as the hub listed them
     "hateful_memes": 7,
     "hitab": 1,
     "iam": 3,
+    "infographic_vqa": 1,
     "intergps": 1,
     "localized_narratives": 43,
     "mapqa": 7,
     "multihiertt": 3,
+    "ocrvqa": 11,
     "robut_sqa": 2,
     "scienceqa": 1,
     "spot_the_diff": 4,
@@ -110,7 +114,7 @@ def _spec(subset: str) -> DatasetSpec:
         open=partial(_open, tuple(archive.file for archive in needed)),
         archives=needed,
         description=f"The Cauldron: {subset}{'' if subset in SHARDS else '; to be downloaded by hand'}",
-        license="that of the data set behind the subset; prompts CC BY 4.0",
+        license="that of the subset's source; prompts CC BY 4.0",
         source=HUB,
         citation="Hugo Laurencon, Leo Tronchon, Matthieu Cord, Victor Sanh. What matters when building vision-language models? 2024. arXiv:2405.02246",
     )

@@ -101,7 +101,7 @@ def _numbered(rows: Iterator[Row]) -> Iterator[Row]:
         yield row
 
 
-_LICENSE = "captions CC BY 4.0; pictures: terms of Flickr"
+_LICENSE = "CC BY 4.0; pictures: Flickr's terms"
 _CITATION = "Xinlei Chen et al. Microsoft COCO Captions: Data Collection and Evaluation Server. 2015. arXiv:1504.00325"
 
 SPECS = {

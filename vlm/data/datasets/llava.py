@@ -17,7 +17,7 @@ INSTRUCTIONS = Archive(
 )
 
 _about_the_mix = {
-    "license": "conversations CC BY 4.0, made with models of OpenAI and bound to its terms of use; pictures: terms of COCO, GQA, OCR-VQA, TextVQA, Visual Genome",
+    "license": "CC BY 4.0 and OpenAI's terms; pictures: each publisher's",
     "source": "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K",
     "citation": CITATION,
 }
@@ -27,7 +27,7 @@ SPECS = {
         CAPTIONS,
         [PicturePlace("", LLAVA_PRETRAIN)],  # 00000/000000010.jpg and so on, the same in list and archive
         description="558k pictures of LAION, CC and SBU with captions by BLIP, to align a connector",
-        license="terms of CC-3M, of LAION, of SBU, and of BLIP's captions",
+        license="terms of CC-3M, LAION, SBU and BLIP",
         source="https://huggingface.co/datasets/liuhaotian/LLaVA-Pretrain",
         citation=CITATION,
         aliases=("blip_laion_cc_sbu_558k",),

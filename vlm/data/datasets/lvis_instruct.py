@@ -14,7 +14,7 @@ SPECS = {
         CONVERSATIONS,
         [COCO_2017_TRAIN_PICTURES, COCO_2017_VAL_PICTURES],
         description="220k conversations about COCO pictures by GPT-4V",
-        license="see the source; made with a model of OpenAI and bound to its terms of use; pictures: terms of COCO",
+        license="see the source, and OpenAI's terms; pictures: COCO's",
         source="https://huggingface.co/datasets/X2FD/LVIS-Instruct4V",
         citation="Junke Wang et al. To See is to Believe: Prompting GPT-4V for Better Visual Instruction Tuning. 2023. arXiv:2311.07574",
         aliases=("lvis-instruct4v",),

@@ -76,7 +76,10 @@ class _Folder:
     def plain(self, name: PurePosixPath) -> Path | None:
         """The file where the publisher has it."""
         file = self.root / self.inside / name
-        return file if file.is_file() else None
+        try:
+            return file if file.is_file() else None
+        except OSError:  # a name that is too long for the file system
+            return None
 
     def search(self, name: PurePosixPath) -> Path | None:
         """The one file anywhere in the archive whose path ends with the name, or else with the name and another suffix of pictures."""

