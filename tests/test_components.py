@@ -20,7 +20,8 @@ from vlm.conf.presets import PRESETS
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.connectors import CONNECTORS
 from vlm.data.chat import encode_chat
-from vlm.data.collate import Example, collate
+from vlm.data.collate import collate_singly
+from vlm.data.examples import Example
 from vlm.messages import Message
 from vlm.models.build import build, resolve
 from vlm.types import Connector, Documents, LanguageModel, VisionBackbone
@@ -75,7 +76,7 @@ def test_any_triple_composes_from_names_and_learns(vision, connector, language):
     counts = [model.tokens_per_tile]
     encoded = encode_chat(talk, template=own.template, tokenizer=own.tokenizer, image_token_id=own.image_token_id, tokens_per_image=counts)
     pixels = torch.randint(0, 256, (1, 3, model.image_policy.size, model.image_policy.size), dtype=torch.uint8)
-    loss = model.train()(collate([Example(id="0", ids=encoded.ids, labels=encoded.labels, pixels=pixels)], pad_id=own.tokenizer.pad_token_id))
+    loss = model.train()(collate_singly([Example(id="0", ids=encoded.ids, labels=encoded.labels, pixels=pixels)], pad_id=own.tokenizer.pad_token_id))
     loss.sum.backward()
     assert loss.sum.isfinite()
     assert model.connector.readout.weight.grad.any()

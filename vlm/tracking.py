@@ -4,12 +4,14 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from vlm.errors import ConfigError, MissingPackageError
+
+Item = TypeVar("Item")
 
 SECONDS_BETWEEN_LINES = 10.0  # on something that is no terminal, where a progress bar cannot move
 
@@ -49,6 +51,15 @@ def check_trackers(names: Sequence[str]) -> None:
     """
     if "wandb" in names and importlib.util.find_spec("wandb") is None:
         raise MissingPackageError("wandb", needed_for="--tracking.trackers wandb", extra="track")
+
+
+def counting(blocks: Iterable[Item], total: int) -> Iterable[Item]:
+    """Pass blocks of work through under a progress bar on standard error, if that is a terminal."""
+    from rich import progress
+    from rich.console import Console
+
+    console = Console(file=sys.stderr)
+    return progress.track(blocks, "counting tokens", total=total, transient=True, console=console, disable=not console.is_terminal)
 
 
 class Progress:

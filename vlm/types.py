@@ -47,12 +47,14 @@ class ImagePolicy:
         mode: squash (ignore the aspect ratio), crop (short side to `size`, center crop), or pad (to a square of `fill`, then resize).
         resample: Filter of the resize, by PIL's name.
         fill: RGB color of the padding, 0 to 255.
+        reduced_jpeg: Decode JPEG files at a fraction of their size where that is still above `size`: faster, and the pixels differ slightly.
     """
 
     size: int
     mode: ResizeMode = "squash"
     resample: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
     fill: tuple[int, int, int] = (127, 127, 127)
+    reduced_jpeg: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,19 @@ class Documents:
         """True if every row is a single document, so that plain causal attention is exact."""
         return self.prefix is None and len(self.starts) - 1 == self.positions.shape[0]
 
+    def predecessors(self) -> Int[Tensor, " tokens"]:
+        """For each position of the flattened rows, the position whose hidden state predicts it.
+
+        That is the one before it in its document; for the first of a branch, the last of its prefix; -1 for the first of a document that has none.
+        """
+        before = torch.arange(-1, self.positions.numel() - 1, device=self.positions.device)
+        first = self.starts[:-1]
+        if self.prefix is None:
+            before[first] = -1
+        else:
+            before[first] = torch.where(self.prefix >= 0, self.starts[self.prefix + 1] - 1, -1)
+        return before
+
 
 @dataclass(frozen=True)
 class ChatBatch:
@@ -92,6 +107,11 @@ class ChatBatch:
         documents: Borders of the conversations in the rows.
         pixels: Tiles in the order of their placeholders, RGB, 0 to 255.
         num_samples: Conversations in the batch.
+        num_padding: Slots of `ids` that hold no token of a conversation.
+        num_truncated: Conversations of which turns or tokens were left out, because they are too long.
+        sources: Number of the source of each document; None where all are from one.
+        samples_by_source: Conversations from each source; empty where all are from one.
+        position: Where the stream of rows goes on after the step that this batch belongs to: epoch, window, row. Empty outside of training.
     """
 
     ids: Int[Tensor, "B T"]
@@ -99,11 +119,25 @@ class ChatBatch:
     documents: Documents
     pixels: UInt8[Tensor, "N 3 H W"]
     num_samples: int
+    num_padding: int = 0
+    num_truncated: int = 0
+    sources: Int[Tensor, " documents"] | None = None
+    samples_by_source: tuple[int, ...] = ()
+    position: tuple[int, ...] = ()
+
+    def targets(self) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
+        """The positions of the flattened rows that the loss predicts, and for each the position whose hidden state predicts it.
+
+        A labelled token that nothing predicts, the first of its conversation, is not among them.
+        """
+        labelled = (self.labels.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
+        before = self.documents.predecessors()[labelled]
+        return labelled[before >= 0], before[before >= 0]
 
     @property
     def num_labels(self) -> int:
-        """Positions that the loss counts; the first token of a row has nothing that predicts it."""
-        return int((self.labels[:, 1:] != IGNORE_INDEX).sum())
+        """Tokens that the loss counts."""
+        return len(self.targets()[0])
 
     def to(self, device: torch.device | str) -> "ChatBatch":
         """The same batch on another device."""
@@ -123,10 +157,17 @@ def _tensors_to(value: Any, device: torch.device | str) -> Any:
 
 
 class LossSum(NamedTuple):
-    """A loss as sum and count, so that accumulation and world size cannot change the mean."""
+    """A loss as sum and count, so that accumulation and world size cannot change the mean.
+
+    Attributes:
+        sum: Sum over the labelled tokens; its gradient is what training follows.
+        count: Number of labelled tokens.
+        by_source: Sum and count of each source of a mixture, without gradient; None where all data is from one.
+    """
 
     sum: Float[Tensor, ""]
     count: Int[Tensor, ""]
+    by_source: Float[Tensor, "sources 2"] | None = None
 
 
 @dataclass(frozen=True)

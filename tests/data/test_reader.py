@@ -1,9 +1,10 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from vlm.data.prepare import Manifest, SplitFile, file_sha256
+from vlm.data.manifest import Manifest, SplitFile, file_sha256
 from vlm.data.reader import open_dataset
 from vlm.data.rows import write_parquet
 from vlm.data.sample import Sample
@@ -60,10 +61,43 @@ def test_llava_file_opens_with_images_beside_it(tmp_path: Path):
 
 def test_commas_concatenate(tmp_path: Path):
     prepared(tmp_path, "shapes", train=3)
-    joined = open_dataset(f"shapes, {llava(tmp_path / 'my.json', 2)},shapes", data_root=tmp_path)
-    assert [sample.id for sample in joined] == ["train/0", "train/1", "train/2", "j0", "j1", "train/0", "train/1", "train/2"]
+    joined = open_dataset(f"shapes, {llava(tmp_path / 'my.json', 2)}", data_root=tmp_path)
+    assert [sample.id for sample in joined] == ["train/0", "train/1", "train/2", "j0", "j1"]
+    assert joined.sizes == (3, 2)
+    assert [joined.source_of(i) for i in range(5)] == [0, 0, 0, 1, 1]
     with pytest.raises(IndexError):
-        joined[8]
+        joined[5]
+
+
+def test_amounts_belong_to_the_mixture_not_to_the_name(tmp_path: Path):
+    prepared(tmp_path, "shapes", train=3)
+    opened = open_dataset(f"shapes:0.25,{llava(tmp_path / 'my.json', 2)}:0.75", data_root=tmp_path)
+    assert [(entry.name, entry.share) for entry in opened.entries] == [("shapes", 0.25), (str(tmp_path / "my.json"), 0.75)]
+
+
+def test_a_mix_opens_its_parts_one_after_the_other_as_one_source(tmp_path: Path):
+    for name in ("one", "two"):
+        prepared(tmp_path, name, train=2)
+    both = Manifest.read(tmp_path / "one")
+    (tmp_path / "both").mkdir()
+    replace(both, name="both", parts=["one", "two"], splits={"train": SplitFile("", 4, "")}).write(tmp_path / "both")
+    opened = open_dataset("both", data_root=tmp_path)
+    assert len(opened) == 4 and opened.sizes == (4,)
+    assert {opened.source_of(i) for i in range(4)} == {0}
+    assert [sample.images[0].parts[-3] for sample in opened] == ["one", "one", "two", "two"]
+
+
+def test_faulty_rows_of_own_data_are_an_error_or_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = llava(tmp_path / "my.json", 2)
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    rows.insert(1, {"id": "mute", "conversations": [{"from": "human", "value": "Hello?"}]})
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    with pytest.raises(DataFormatError, match=r"my\.json, row 2: the answer is missing.*--on-bad-row skip"):
+        open_dataset(str(path), data_root=tmp_path)
+    for _ in range(2):  # read, and found in the cache
+        caplog.clear()
+        assert [sample.id for sample in open_dataset(str(path), data_root=tmp_path, on_bad_row="skip")] == ["j0", "j1"]
+        assert "1 row(s) left out: the answer is missing (mute)" in caplog.text
 
 
 def test_changed_file_is_read_again(tmp_path: Path):
@@ -99,7 +133,7 @@ def test_missing_path_is_named(tmp_path: Path, name: str):
 
 
 def test_empty_dataset_is_refused(tmp_path: Path):
-    with pytest.raises(DataFormatError, match=r"my\.json' is empty"):
+    with pytest.raises(DataFormatError, match=r"my\.json has no row"):
         open_dataset(str(llava(tmp_path / "my.json", 0)), data_root=tmp_path)
     with pytest.raises(ConfigError, match="No dataset is named"):
         open_dataset(" , ", data_root=tmp_path)

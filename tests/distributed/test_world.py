@@ -12,7 +12,8 @@ from tiny_data import losses, metrics, rows, write
 import vlm
 from vlm.conf.schema import BatchPlan, LearningRates, TrackingConfig
 from vlm.conf.serialize import write_config
-from vlm.data.loader import OrderedBatches
+from vlm.data.loader import MicroBatches
+from vlm.data.order import shuffled
 
 pytestmark = pytest.mark.dist
 
@@ -24,7 +25,7 @@ def images_of_ranks(config, world: int) -> list[tuple[int, ...]]:
     """How many pictures each rank sees in each step."""
     plan, counts = BatchPlan.of(config.stage, world=world), [len([*row.get("image", "")][:1]) for row in rows()]
     order = [
-        list(OrderedBatches(len(counts), config.stage.global_batch_size, plan.per_device, rank, world, config.seed, 0, config.stage.max_steps))
+        [[row[0][0] for row in batch.rows] for batch in MicroBatches(shuffled(len(counts), config.seed), plan, rank, config.stage.max_steps)]
         for rank in range(world)
     ]
     return [tuple(sum(counts[i] for i in batch) for batch in step) for step in zip(*order, strict=True)]
@@ -96,9 +97,9 @@ def test_error_of_all_ranks_is_said_once(tmp_path):
 @pytest.mark.slow
 def test_error_of_the_second_rank_alone_is_said_and_ends_all(tmp_path, tiny):
     config = tiny(global_batch_size=2, per_device_batch_size=1)
-    order = OrderedBatches(8, 2, 1, 1, 2, config.seed, 0, 1)
+    first = next(iter(MicroBatches(shuffled(8, config.seed), BatchPlan(world=2, per_device=1, accumulation=1), rank=1, num_steps=1)))
     samples = rows()
-    broken = next(iter(order))[0]  # what rank 1 reads first
+    broken = first.rows[0][0][0]  # what rank 1 reads first
     samples[broken] |= {"image": "broken.png", "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]}
     data = write(tmp_path / "data", json.loads(json.dumps(samples)))
     (tmp_path / "data" / "broken.png").write_bytes(b"no picture")

@@ -8,7 +8,8 @@ from PIL import Image
 
 from vlm.conf.schema import LoRAConfig, LoRATowers, VisionLanguageConfig
 from vlm.data.chat import encode_chat
-from vlm.data.collate import Example, collate
+from vlm.data.collate import collate_singly
+from vlm.data.examples import Example
 from vlm.messages import Message
 from vlm.models.build import build
 from vlm.models.vision_language import VisionLanguageModel
@@ -82,6 +83,6 @@ def chat_batch(example) -> Callable[..., ChatBatch]:
 
     def make(model: VisionLanguageModel, conversations: Sequence[Sequence[str]]) -> ChatBatch:
         examples = [example(model, turns, seed=i) for i, turns in enumerate(conversations)]
-        return collate(examples, pad_id=model.language.tokenizer.pad_token_id)
+        return collate_singly(examples, pad_id=model.language.tokenizer.pad_token_id)
 
     return make

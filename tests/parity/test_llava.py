@@ -9,7 +9,8 @@ from vlm.backbones.language import LANGUAGE
 from vlm.backbones.vision import VISION
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.data.chat import encode_chat
-from vlm.data.collate import Example, collate
+from vlm.data.collate import collate_singly
+from vlm.data.examples import Example
 from vlm.messages import Message
 from vlm.models.build import build
 from vlm.models.vision_language import VisionLanguageModel
@@ -76,7 +77,7 @@ def make_batch(model: VisionLanguageModel) -> ChatBatch:
         )
         pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
         examples.append(Example(id=str(i), ids=encoded.ids, labels=encoded.labels, pixels=pixels))
-    return collate(examples, pad_id=model.language.tokenizer.pad_token_id)
+    return collate_singly(examples, pad_id=model.language.tokenizer.pad_token_id)
 
 
 def pixel_values(batch: ChatBatch, vision: str) -> Tensor:

@@ -10,6 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import vlm
 from vlm.conf.schema import BatchPlan, LearningRates
+from vlm.data.order import shuffled
 from vlm.data.reader import open_dataset
 from vlm.errors import ConfigError, DataFormatError
 from vlm.models.build import build
@@ -25,7 +26,7 @@ def build_for(config):
 
 def batches_for(config, model, plan, num_steps):
     samples = open_dataset(config.stage.dataset, data_root=config.data_root)
-    return make_loader(_examples(config, model, samples), plan=plan, seed=config.seed, num_steps=num_steps)
+    return make_loader(_examples(config, model, samples), shuffled(len(samples), config.seed), plan=plan, num_steps=num_steps)
 
 
 def train_here(config, model=None, *, num_steps=2, batches=None, hooks=None, autocast=False):
@@ -181,8 +182,9 @@ def test_metrics_are_of_the_global_batch(tiny):
     train_here(tiny(per_device_batch_size=2), num_steps=1, hooks=Hooks(log=lambda step, values: seen.append((step, dict(values)))))
     ((step, values),) = seen
     assert step == 1
-    keys = {"loss", "grad_norm", "lr/connector", "tokens_per_second", "images_per_second", "seconds_per_step", "data_wait_share"}
-    assert values.keys() == keys
+    rates = {"tokens_per_second", "images_per_second", "seconds_per_step", "data_wait_share", "padding_share"}
+    assert values.keys() == {"loss", "grad_norm", "lr/connector", "num_samples", "num_truncated"} | rates
+    assert (values["num_samples"], values["num_truncated"]) == (8, 0)
     assert values["images_per_second"] * values["seconds_per_step"] == pytest.approx(7)  # 4 pictures, a pair, one with two turns
 
 

@@ -7,6 +7,7 @@ from tiny_data import rows, turns, write
 
 import vlm
 from vlm.conf.schema import BatchPlan
+from vlm.data.order import shuffled
 from vlm.data.reader import open_dataset
 from vlm.errors import ConfigError
 from vlm.models.build import build
@@ -18,7 +19,8 @@ def started(config, *, per_device):
     model = build(replace(config.model, connector="linear"), precision="fp32", trained=("connector",))
     samples = open_dataset(config.stage.dataset, data_root=config.data_root)
     plan = BatchPlan(world=1, per_device=per_device, accumulation=1)
-    explained = warm_start(model, make_loader(_examples(config, model, samples), plan=plan, seed=0, num_steps=plan.steps(len(samples))))
+    order, num_steps = shuffled(len(samples), 0), plan.steps(len(samples))
+    explained = warm_start(model, make_loader(_examples(config, model, samples), order, plan=plan, num_steps=num_steps))
     return model, explained
 
 

@@ -119,17 +119,30 @@ class StageConfig:
     name: str
     """What run folders call this stage: align, finetune, or a word of yours."""
     dataset: str
-    """Prepared dataset below --data-root (`vlm preprocess`), or a path to one, or to a LLaVA-style JSON file; several with commas; `@split` picks a split."""
+    """Prepared dataset below --data-root (`vlm preprocess`), `name@split` for another split than train, or a path to one or to data of your own. Several
+    with commas: `a,b` takes each once an epoch, `a:0.7,b:0.3` states shares, `a:2x,b` passes."""
     lr: LearningRates
     """Peak learning rates."""
     validation: str = ""
     """Dataset of the validation pictures and loss, spelled like --stage.dataset; empty: none."""
+    mixture_by: Literal["samples", "tokens"] = "samples"
+    """What the shares of --stage.dataset count: conversations, or their tokens."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A faulty row in data of your own that is given by path: an error, or left out and counted."""
+    pack_length: int | None = None
+    """Tokens a row: conversations are packed into rows of that many, none sees another, and batch sizes count rows. None: one conversation a row."""
+    group_by_length: bool = False
+    """Batches of similar modality and falling length, for less padding: without --stage.pack-length."""
+    share_images: bool = False
+    """Conversations about the same pictures stand in one row and share the pictures' tokens; each sees the pictures and itself alone."""
+    reduced_jpeg: bool = False
+    """Decode JPEG files at 1/2, 1/4 or 1/8 of their size where that is still above the model's: faster, and pixels differ slightly."""
     template: str = ""
     """Chat template of this stage; empty: the model's."""
     global_batch_size: int = 128
-    """Samples an optimizer step, over all devices and micro-batches."""
+    """Samples an optimizer step, over all devices and micro-batches; rows, where --stage.pack-length or --stage.share-images puts several into one."""
     per_device_batch_size: int = 16
-    """Samples a micro-batch on one device."""
+    """Samples (or rows) a micro-batch on one device."""
     epochs: float = 1.0
     """Passes over the data, may be a fraction; ignored where --stage.max-steps is set."""
     max_steps: int | None = None
@@ -161,7 +174,9 @@ class StageConfig:
                 f"Batch sizes are at least 1; got --stage.global-batch-size {self.global_batch_size}, --stage.per-device-batch-size {self.per_device_batch_size}."
             )
         _check_folder_word("stage", self.name)
-        _check_at_least(1, "stage", max_steps=self.max_steps, max_length=self.max_length)
+        _check_at_least(1, "stage", max_steps=self.max_steps, max_length=self.max_length, pack_length=self.pack_length)
+        if self.group_by_length and self.pack_length is not None:
+            raise ConfigError("--stage.group-by-length has no effect with --stage.pack-length, which fills every row. Remove one of them.")
         _check_at_least(0, "stage", num_workers=self.num_workers, weight_decay=self.weight_decay)
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"--stage.clip-norm is {self.clip_norm}; it must be positive, and None means no clipping.")

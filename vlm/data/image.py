@@ -6,25 +6,32 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from vlm.errors import DataFormatError
 from vlm.types import ImageLayout, ImagePolicy
 
 MAX_ASPECT_RATIO = 100  # of crop, which resizes before it cuts: at most 60 MB for tiles of 448 pixels
+TURNED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 WHITE = (255, 255, 255, 255)
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # what PIL raises for broken files
 
 
-def load_image(path: Path) -> Image.Image:
+def load_image(path: Path, *, at_least: int | None = None) -> Image.Image:
     """The picture in a file as 8-bit RGB, upright; of an animation, the first frame.
+
+    Args:
+        path: The file.
+        at_least: Decode a JPEG at the smallest fraction of its size whose sides are at least so many pixels; None for its full size.
 
     Raises:
         DataFormatError: If the file is missing, no picture, cut short or broken.
     """
     try:
         with Image.open(path) as image:
+            if at_least is not None:
+                image.draft("RGB", (at_least, at_least))  # does nothing for other formats
             return to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise DataFormatError(f"There is no image file {path}.") from None
@@ -56,14 +63,35 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """Height and width of the upright picture in a file, from its head alone.
+
+    Raises:
+        DataFormatError: If the file is missing or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in TURNED
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except FileNotFoundError:
+        raise DataFormatError(f"There is no image file {path}.") from None
+    except UNREADABLE as error:
+        raise DataFormatError(f"The image file {path} cannot be read: {_reason(error, path)}. Replace the file, or leave it out.") from error
+
+
+def layout_of(height: int, width: int, policy: ImagePolicy) -> ImageLayout:
+    """How the tiles of a picture of that size lie; every mode of today makes one tile."""
+    return ImageLayout(grid=(1, 1), size=(height, width))
+
+
 def to_tiles(image: Image.Image, policy: ImagePolicy) -> tuple[UInt8[Tensor, "N 3 H W"], ImageLayout]:
-    """The tiles of a picture, and how they lie; every mode of today makes one tile.
+    """The tiles of a picture, and how they lie.
 
     Raises:
         DataFormatError: If the picture holds floating-point values, or is too narrow to be cropped.
     """
     image = to_rgb(image)
-    layout = ImageLayout(grid=(1, 1), size=(image.height, image.width))
+    layout = layout_of(image.height, image.width, policy)
     square = {"squash": _squash, "crop": _crop, "pad": _pad}[policy.mode](image, policy)
     tile = torch.from_numpy(np.array(square))  # [H, W, 3]
     return tile.permute(2, 0, 1).unsqueeze(0).contiguous(), layout
@@ -75,7 +103,7 @@ def load_tiles(path: Path, policy: ImagePolicy) -> tuple[UInt8[Tensor, "N 3 H W"
     Raises:
         DataFormatError: If the file cannot be read, or its picture cannot be cut; with the path.
     """
-    image = load_image(path)
+    image = load_image(path, at_least=policy.size if policy.reduced_jpeg else None)
     try:
         return to_tiles(image, policy)
     except DataFormatError as error:

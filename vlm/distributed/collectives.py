@@ -1,5 +1,7 @@
 """What ranks tell each other. Every function changes nothing in a run of one process."""
 
+from collections.abc import Sequence
+
 import torch
 
 from vlm.types import World
@@ -12,6 +14,15 @@ def sum_over_ranks(value: float | int, world: World) -> float:
     total = torch.tensor(value, dtype=torch.float64, device=world.device)
     torch.distributed.all_reduce(total)
     return total.item()
+
+
+def sum_lists_over_ranks(values: Sequence[float | int], world: World) -> list[float]:
+    """The sums over all ranks of numbers of which every rank has as many."""
+    if world.size == 1 or not values:
+        return [float(value) for value in values]
+    total = torch.tensor(values, dtype=torch.float64, device=world.device)
+    torch.distributed.all_reduce(total)
+    return total.tolist()
 
 
 def wait_for_all(world: World) -> None:

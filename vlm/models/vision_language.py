@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vlm.backbones.language.base import HFCausalLM
 from vlm.messages import ChatTemplate, Message
-from vlm.models.losses import cross_entropy, predicting
+from vlm.models.losses import cross_entropy, cross_entropy_by_source
 from vlm.models.splice import splice, touch
 from vlm.types import ChatBatch, ImageLayout, ImagePolicy, LossSum
 
@@ -82,10 +82,14 @@ class VisionLanguageModel(nn.Module):
 
     def forward(self, batch: ChatBatch) -> LossSum:
         """Next-token loss over the labelled positions; the head runs on those alone."""
-        predicts = predicting(batch.labels)
-        targets = batch.labels[:, 1:][predicts[:, :-1]]  # [M]
-        rows = self.hidden(batch)[predicts]  # [M, E]: rows are selected first, so that the head gets a contiguous matrix
-        return cross_entropy(self.language.logits(rows), targets)
+        places, before = batch.targets()
+        targets = batch.labels.flatten()[places]  # [M]
+        rows = self.hidden(batch).flatten(0, 1)[before]  # [M, E]: rows are selected first, so that the head gets a contiguous matrix
+        logits = self.language.logits(rows)
+        if batch.sources is None:
+            return cross_entropy(logits, targets)
+        document = torch.searchsorted(batch.documents.starts, places, right=True) - 1
+        return cross_entropy_by_source(logits, targets, batch.sources[document], len(batch.samples_by_source))
 
     def chat(
         self, images: Sequence[Image.Image], text: str, *, history: Sequence[Message] = (), stream: bool = False, **sampling: Any

@@ -5,15 +5,15 @@ Knows the model only as `model(batch) -> LossSum`; data, validation, checkpoints
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vlm.conf.schema import BatchPlan, StageConfig
-from vlm.distributed.collectives import sum_over_ranks
+from vlm.distributed.collectives import sum_lists_over_ranks, sum_over_ranks
 from vlm.distributed.shard import data_parallel, gradient_exchange
 from vlm.errors import ConfigError, DataFormatError
 from vlm.training.optim import make_optimizer, make_schedule, rates_by_part
@@ -33,13 +33,22 @@ class Hooks:
     after_step: Callable[[int], None] = lambda step: None
 
 
-def count_steps(stage: StageConfig, num_samples: int) -> int:
-    """Optimizer steps of a stage over a dataset."""
-    return stage.max_steps or max(1, math.ceil(num_samples * stage.epochs / stage.global_batch_size))
+def count_steps(stage: StageConfig, num_rows: int) -> int:
+    """Optimizer steps of a stage that goes through so many rows."""
+    return stage.max_steps or max(1, math.ceil(num_rows / stage.global_batch_size))
 
 
 def train(
-    model: nn.Module, batches: Iterable[ChatBatch], *, stage: StageConfig, plan: BatchPlan, num_steps: int, world: World, autocast: bool, hooks: Hooks
+    model: nn.Module,
+    batches: Iterable[ChatBatch],
+    *,
+    stage: StageConfig,
+    plan: BatchPlan,
+    num_steps: int,
+    world: World,
+    autocast: bool,
+    hooks: Hooks,
+    sources: Sequence[str] = (),
 ) -> list[float]:
     """Train for `num_steps` optimizer steps and return the mean loss of each.
 
@@ -52,6 +61,7 @@ def train(
         world: The processes of this run.
         autocast: True to run the forward pass under bf16 autocast.
         hooks: What happens after each step.
+        sources: Names of the sources of the mixture, for metrics.
 
     Raises:
         DataFormatError: If a global batch has no labelled token.
@@ -67,7 +77,7 @@ def train(
         clock = time.perf_counter()
         micro_batches = _take(stream, plan.accumulation, world.device)
         waited = time.perf_counter() - clock
-        loss = _accumulate(wrapped, micro_batches, world=world, autocast=autocast, step=step)
+        loss, by_source = _accumulate(wrapped, micro_batches, world=world, autocast=autocast, step=step)
         norm = nn.utils.clip_grad_norm_(weights, stage.clip_norm if stage.clip_norm is not None else math.inf).item()
         _refuse_nan(norm, "norm of the gradient", step)
         rates = rates_by_part(optimizer)
@@ -75,7 +85,9 @@ def train(
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss)
-        hooks.log(step, _metrics(loss, norm, rates, micro_batches, seconds=time.perf_counter() - clock, waited=waited, world=world))
+        seconds = time.perf_counter() - clock
+        metrics = _metrics(loss, norm, rates, micro_batches, seconds=seconds, waited=waited, world=world)
+        hooks.log(step, metrics | _source_metrics(sources, by_source, micro_batches, world))
         hooks.after_step(step)
         model.train()
     return losses
@@ -88,8 +100,8 @@ def _take(stream: Iterator[ChatBatch], count: int, device: torch.device) -> list
     return batches
 
 
-def _accumulate(model: nn.Module, micro_batches: list[ChatBatch], *, world: World, autocast: bool, step: int) -> float:
-    """Backward passes of one global batch; returns its mean loss.
+def _accumulate(model: nn.Module, micro_batches: list[ChatBatch], *, world: World, autocast: bool, step: int) -> tuple[float, list[float]]:
+    """Backward passes of one global batch; returns its mean loss, and this rank's sum and count of each source of a mixture, flat.
 
     Each micro-batch's sum is divided by the labels of the whole global batch, counted over all ranks before the first backward pass, and multiplied by
     the number of ranks, because DDP averages: so neither accumulation nor world size changes the gradient.
@@ -99,16 +111,18 @@ def _accumulate(model: nn.Module, micro_batches: list[ChatBatch], *, world: Worl
         raise DataFormatError(
             f"Step {step}: no sample of the global batch has a labelled token. Check that the answers of the dataset are not empty."
         )
-    sums = []
+    sums: list[Tensor] = []
+    by_source: list[Tensor] = []
     for i, batch in enumerate(micro_batches):
         with gradient_exchange(model, on=i + 1 == len(micro_batches)):
             with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=autocast):
                 loss = model(batch)
             (loss.sum * (world.size / count)).backward()
         sums.append(loss.sum.detach())
+        by_source += [] if loss.by_source is None else [loss.by_source]
     mean = sum_over_ranks(sum(part.item() for part in sums), world) / count
     _refuse_nan(mean, "loss", step)
-    return mean
+    return mean, torch.stack(by_source).sum(0).flatten().tolist() if by_source else []
 
 
 def _refuse_nan(value: float, what: str, step: int) -> None:
@@ -133,14 +147,30 @@ def refuse_broken_weights(model: nn.Module, step: int) -> None:
 def _metrics(
     loss: float, norm: float, rates: Mapping[str, float], batches: list[ChatBatch], *, seconds: float, waited: float, world: World
 ) -> dict[str, float]:
-    tokens = sum_over_ranks(sum(batch.ids.numel() for batch in batches), world)
-    images = sum_over_ranks(sum(len(batch.pixels) for batch in batches), world)
+    slots = sum(batch.ids.numel() for batch in batches)
+    tokens = slots - sum(batch.num_padding for batch in batches)
+    images, samples, truncated = (sum(count) for count in zip(*((len(b.pixels), b.num_samples, b.num_truncated) for b in batches), strict=True))
+    slots, tokens, images, samples, truncated = sum_lists_over_ranks([slots, tokens, images, samples, truncated], world)
     return {
         "loss": loss,
         "grad_norm": norm,
         **{f"lr/{part}": rate for part, rate in rates.items()},
         "tokens_per_second": tokens / seconds,
         "images_per_second": images / seconds,
+        "num_samples": samples,
+        "num_truncated": truncated,
+        "padding_share": 1 - tokens / slots,
         "seconds_per_step": seconds,
         "data_wait_share": waited / seconds,
     }
+
+
+def _source_metrics(sources: Sequence[str], by_source: list[float], batches: list[ChatBatch], world: World) -> dict[str, float]:
+    """Mean loss and conversations of each source in the step; nothing where all data is from one, and no loss of a source without labels."""
+    if len(sources) < 2:
+        return {}
+    counts = [sum(batch.samples_by_source[i] for batch in batches) for i in range(len(sources))]
+    totals = sum_lists_over_ranks([*by_source, *counts], world)
+    sums, labels, samples = totals[: 2 * len(sources) : 2], totals[1 : 2 * len(sources) : 2], totals[2 * len(sources) :]
+    losses = {f"loss/{name}": total / count for name, total, count in zip(sources, sums, labels, strict=True) if count}
+    return losses | {f"num_samples/{name}": count for name, count in zip(sources, samples, strict=True)}

@@ -11,8 +11,12 @@ from vlm.conf.idle import idle_settings
 from vlm.conf.schema import BatchPlan, TrainConfig
 from vlm.conf.serialize import to_dict
 from vlm.connectors.base import check_ridge
-from vlm.data.loader import ChatExamples, make_loader
-from vlm.data.reader import open_dataset
+from vlm.data.examples import ChatExamples
+from vlm.data.loader import make_loader
+from vlm.data.order import RowOrder, shuffled
+from vlm.data.plan import describe as describe_order
+from vlm.data.plan import plan_order
+from vlm.data.reader import SampleSet, open_dataset
 from vlm.data.sample import Sample
 from vlm.distributed.collectives import wait_for_all
 from vlm.distributed.launch import choose_precision
@@ -20,7 +24,7 @@ from vlm.errors import ConfigError
 from vlm.models import checkpoint
 from vlm.models.build import build, resolve
 from vlm.models.vision_language import PARTS, VisionLanguageModel
-from vlm.tracking import JSONL, Progress, Shown, Tracker, Trackers, WandB, check_trackers
+from vlm.tracking import JSONL, Progress, Shown, Tracker, Trackers, WandB, check_trackers, counting
 from vlm.training import run_folder
 from vlm.training.loop import Hooks, count_steps, refuse_broken_weights, train
 from vlm.training.recompute import recompute
@@ -57,9 +61,8 @@ def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path
     config = replace(config, model=replace(config.model, template=config.stage.template or config.model.template))
     plan = _check(config, world)
     start = find_start(config)
-    samples = open_dataset(config.stage.dataset, data_root=config.data_root)
+    samples = open_dataset(config.stage.dataset, data_root=config.data_root, on_bad_row=config.stage.on_bad_row)
     shown = _shown_samples(config)
-    num_steps = count_steps(config.stage, len(samples))
     precision = choose_precision(config.precision, world.device)
     # Stored as resolved, so that a rerun from config.json is the same run.
     config = replace(config, init_from=start, precision=precision)  # type: ignore[arg-type]
@@ -67,20 +70,20 @@ def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path
     model = _build(config, precision, start).to(world.device)
     if world.is_main:
         run_folder.create(config)
-        steps = f"{num_steps} steps of {config.stage.global_batch_size}"
-        log.info(
-            "%s: %d samples, %s, %s on %s x %d\n%s", config.run_id, len(samples), steps, precision, world.device.type, world.size, describe(model)
-        )
-    wait_for_all(world)
     examples = _examples(config, model, samples)
+    order, num_steps, steps = _plan(config, samples, examples, world)
+    if world.is_main:
+        log.info("%s: %d samples, %s, %s on %s x %d", config.run_id, len(samples), steps, precision, world.device.type, world.size)
+        for line in [describe(model), *describe_order(order, config.stage, samples)]:
+            log.info(line)
     if config.model.connector_init == "ridge" and start is None:
         num_batches = BATCHES_OF_16.steps(min(len(samples), WARM_START_SAMPLES))
-        warm_start(model, make_loader(examples, plan=BATCHES_OF_16, seed=config.seed, num_steps=num_batches))
+        warm_start(model, make_loader(examples, shuffled(len(samples), config.seed), plan=BATCHES_OF_16, num_steps=num_batches))
     batches = make_loader(
         examples,
+        order,
         plan=plan,
         rank=world.rank,
-        seed=config.seed,
         num_steps=num_steps,
         num_workers=config.stage.num_workers,
         pin_memory=world.device.type == "cuda",
@@ -88,7 +91,8 @@ def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path
     autocast = precision == "bf16-mixed"
     with Trackers(_trackers(config, num_steps) if world.is_main else []) as trackers:
         hooks = _hooks(config, model, shown, validation, trackers, world=world, num_steps=num_steps, autocast=autocast)
-        train(model, batches, stage=config.stage, plan=plan, num_steps=num_steps, world=world, autocast=autocast, hooks=hooks)
+        sources = [entry.name for entry in samples.entries]
+        train(model, batches, stage=config.stage, plan=plan, num_steps=num_steps, world=world, autocast=autocast, hooks=hooks, sources=sources)
     wait_for_all(world)  # the other ranks stay until the main one has written the last checkpoint
     return config.run_dir
 
@@ -135,16 +139,32 @@ def _build(config: TrainConfig, precision: str, start: Path | None) -> VisionLan
     return model
 
 
+def _plan(config: TrainConfig, samples: SampleSet, examples: ChatExamples, world: World) -> tuple[RowOrder, int, str]:
+    """The order of the rows, and the steps of the run as number and in words. The main process counts tokens first, where that is needed; the others find what it stored."""
+    if not world.is_main:
+        wait_for_all(world)
+    order = plan_order(config.stage, samples, examples, seed=config.seed, progress=counting if world.is_main else None)
+    if world.is_main:
+        wait_for_all(world)
+    rows, exact = (0, True) if config.stage.max_steps else order.count_rows(config.stage.epochs)
+    num_steps = count_steps(config.stage, rows)
+    return order, num_steps, f"{'' if exact else 'about '}{num_steps} steps of {config.stage.global_batch_size}{' rows' if order.packs else ''}"
+
+
 def _examples(config: TrainConfig, model: VisionLanguageModel, samples: Sequence[Sample]) -> ChatExamples:
     language = model.language
+    mixed = samples if isinstance(samples, SampleSet) else None
+    longest = config.stage.max_length or language.max_length
     return ChatExamples(
         samples,
         template=language.template,
         tokenizer=language.tokenizer,
         image_token_id=language.image_token_id,
-        policy=model.image_policy,
+        policy=replace(model.image_policy, reduced_jpeg=config.stage.reduced_jpeg),
         tokens_per_image=model.tokens_per_image,
-        max_length=config.stage.max_length or language.max_length,
+        max_length=min(longest, config.stage.pack_length or longest),
+        source_of=mixed.source_of if mixed else None,
+        num_sources=len(mixed.entries) if mixed else 1,
     )
 
 
@@ -181,8 +201,18 @@ def _hooks(
     autocast: bool,
 ) -> Hooks:
     tracking = config.tracking
+    truncated: list[float] = []
 
     def log_step(step: int, metrics: Mapping[str, float]) -> None:
+        if metrics["num_truncated"] and not truncated:
+            log.warning(
+                "warning: step %d has conversations that are too long, and lose their last turns or words. Metric 'num_truncated' counts them; "
+                "--stage.max-length says what is too long.",
+                step,
+            )
+        truncated.extend([metrics["num_truncated"]] if metrics["num_truncated"] else [])
+        if step == num_steps and truncated:
+            log.info("%d conversations were truncated", sum(truncated))
         if step % tracking.log_every == 0 or step == num_steps:
             trackers.log(step, metrics)
 
@@ -195,7 +225,7 @@ def _hooks(
         if saves:  # before anything is looked at, so that a broken validation picture costs no weights
             checkpoint.save(model, config.model, run_folder.checkpoint_folder(config.run_dir, step))
         if shown and is_due(step, tracking.sample_every, num_steps):
-            batches = make_loader(_examples(config, model, shown), plan=SINGLY, seed=config.seed, num_steps=len(shown))
+            batches = make_loader(_examples(config, model, shown), shuffled(len(shown), config.seed), plan=SINGLY, num_steps=len(shown))
             with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=autocast):
                 loss = validation.loss(model, batches)
             trackers.log(step, {"validation_loss": loss})
