@@ -4,9 +4,11 @@ import os
 import random
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
+import urllib.error
 from collections import defaultdict
 from email.utils import formatdate
 from pathlib import Path
@@ -142,8 +144,10 @@ def test_server_without_ranges_starts_anew(archive_server: ArchiveServer, tmp_pa
 def test_complete_part_needs_no_request(archive_server: ArchiveServer, tmp_path: Path):
     archive = interrupted(archive_server, tmp_path)
     (tmp_path / "a.bin.part").write_bytes(DATA)
-    assert fetch([archive], tmp_path)["a.bin"].read_bytes() == DATA
+    meter = Recorder()
+    assert fetch([archive], tmp_path, meter=meter)["a.bin"].read_bytes() == DATA
     assert not archive_server.requests
+    assert (meter.have, meter.complete) == ({"a.bin": len(DATA)}, ["a.bin"])
 
 
 def test_complete_part_of_unknown_size_is_taken_when_no_more_is_there(archive_server: ArchiveServer, tmp_path: Path):
@@ -158,6 +162,27 @@ def test_file_that_became_shorter_starts_anew(archive_server: ArchiveServer, tmp
     archive_server.files["a.bin"].content = OTHER[:1000]
     assert fetch([archive], tmp_path)["a.bin"].read_bytes() == OTHER[:1000]
     assert ranges(archive_server) == [f"bytes={HALF}-", ""]
+
+
+@pytest.mark.parametrize("said", ["bytes 0-999999/1000000", "bytes 100-999999/1000000", "bytes 524288-999999/999999", "nonsense", ""])
+def test_other_piece_than_asked_for_is_not_appended(archive_server: ArchiveServer, tmp_path: Path, said: str):
+    archive = interrupted(archive_server, tmp_path)
+    archive_server.files["a.bin"].first.append((206, {"Content-Range": said}))
+    assert fetch([archive], tmp_path)["a.bin"].read_bytes() == DATA
+    assert ranges(archive_server) == [f"bytes={HALF}-", ""]
+
+
+def test_untrusted_certificate_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def untrusted(*arguments: Any, **keywords: Any) -> None:
+        asked.append(arguments)
+        raise urllib.error.URLError(ssl.SSLCertVerificationError(1, "certificate verify failed: self-signed certificate"))
+
+    monkeypatch.setattr(transfer.urllib.request, "urlopen", untrusted)
+    with pytest.raises(DownloadError, match="cannot be downloaded: certificate verify failed: self-signed"):
+        fetch([Archive(file="a.bin", url="https://example.org/a.bin")], tmp_path)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])

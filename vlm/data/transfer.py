@@ -98,6 +98,7 @@ class Transfer:
         """
         with alone(self.path):
             failed, furthest = 0, part_size(self.path)
+            self.meter.start(self.archive.file, self.archive.size or None, have=furthest)
             while True:
                 try:
                     self._attempt()
