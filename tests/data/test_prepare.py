@@ -144,6 +144,11 @@ def test_unwritable_place_is_one_line_with_path_and_remedy(tmp_path: Path, shape
     assert "\n" not in str(caught.value)
 
 
+def test_setting_without_effect_is_a_warning(tmp_path: Path, shapes: list, caplog: pytest.LogCaptureFixture):
+    prepare("shapes", tmp_path, keep_archives=True)
+    assert "--keep-archives have no effect" in caplog.text
+
+
 def test_unknown_name_and_missing_path_are_told_apart(tmp_path: Path, shapes: list):
     with pytest.raises(UnknownNameError, match="Did you mean 'shapes'"):
         prepare("shape", tmp_path)
@@ -288,6 +293,24 @@ def test_mix_prepares_its_parts_and_sums_them(tmp_path: Path, zipped: Path):
     assert Manifest.read(data / "both") == mix.manifest
     assert not prepare("both", data).fresh
     assert sorted(path.name for path in data.iterdir()) == ["both", "left", "right"]
+
+
+def test_what_has_the_place_of_a_mix_is_refused_before_the_download(tmp_path: Path, zipped: Path):
+    data = tmp_path / "data"
+    prepare("left", data, from_archives=zipped).folder.rename(data / "both")
+    with pytest.raises(ConfigError, match=r"both is another dataset \(left\) and no mix.*--overwrite"):
+        prepare("both", data, mirror=str(zipped))
+    assert [path.name for path in data.iterdir()] == ["both"]
+    with pytest.raises(ConfigError, match="--name mine is for your own data"):
+        prepare("both", data, name="mine")
+    with pytest.raises(ConfigError, match="is a mix of left, right; set options"):
+        prepare("both", tmp_path / "other", options=Options(seed=2))
+
+
+def test_wrong_number_of_workers_is_refused_before_the_download(tmp_path: Path, zipped: Path):
+    with pytest.raises(ConfigError, match="--workers is 0"):
+        prepare("left", tmp_path / "data", mirror=str(zipped), workers=0)
+    assert not (tmp_path / "data").exists()
 
 
 def test_overwritten_mix_prepares_its_parts_anew(tmp_path: Path, zipped: Path):

@@ -3,7 +3,8 @@
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -52,21 +53,22 @@ def main(argv: Sequence[str]) -> None:
     needed = needs(arguments.dataset_id, arguments.root_dir, overwrite=arguments.overwrite, from_archives=arguments.from_archives)
     if needed:
         _print_needs(needed, arguments.root_dir)
-    prepared = prepare(
-        arguments.dataset_id,
-        arguments.root_dir,
-        options=options,
-        name=arguments.name,
-        overwrite=arguments.overwrite,
-        on_bad_row=None if arguments.on_bad_row == "default" else arguments.on_bad_row,
-        mirror=arguments.mirror,
-        from_archives=arguments.from_archives,
-        keep_archives=arguments.keep_archives,
-        workers=arguments.workers,
-        verify=arguments.verify,
-        progress=show_progress,
-        meter=_meter() if needed else None,
-    )
+    with ExitStack() as downloading:
+        prepared = prepare(
+            arguments.dataset_id,
+            arguments.root_dir,
+            options=options,
+            name=arguments.name,
+            overwrite=arguments.overwrite,
+            on_bad_row=None if arguments.on_bad_row == "default" else arguments.on_bad_row,
+            mirror=arguments.mirror,
+            from_archives=arguments.from_archives,
+            keep_archives=arguments.keep_archives,
+            workers=arguments.workers,
+            verify=arguments.verify,
+            progress=_after(downloading),
+            meter=_meter(downloading) if needed else None,
+        )
     print_prepared(prepared)
 
 
@@ -82,10 +84,20 @@ def _options(arguments: Arguments) -> Any:
     return options_from(arguments.option, DATASETS[arguments.dataset_id].options, dataset=arguments.dataset_id)
 
 
-def _meter() -> Any:
+def _meter(downloading: ExitStack) -> Any:
     from vlm.commands.meter import RichMeter
 
-    return RichMeter()
+    return downloading.enter_context(RichMeter())
+
+
+def _after(downloading: ExitStack) -> Callable[[Iterable[Any], str], Iterable[Any]]:
+    """A progress bar that takes the place of those of the downloads: two displays would draw over each other."""
+
+    def show(items: Iterable[Any], description: str) -> Iterable[Any]:
+        downloading.close()
+        return show_progress(items, description)
+
+    return show
 
 
 def _print_needs(needed: Any, root: Path) -> None:

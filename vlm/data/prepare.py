@@ -4,23 +4,28 @@ The source is a registered dataset, a mix of several, or the user's own data. Th
 folder of the final name is always complete. Archives are kept until all that needs them is done, so a preparation that was ended goes on with them.
 """
 
+import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlm.data.archives import ArchiveStore, Needs
+from vlm.data.archives import ArchiveStore, Needs, Places
 from vlm.data.datasets import DATASETS
 from vlm.data.datasets.base import Source
 from vlm.data.folder_builder import IMAGES, FolderBuilder, OnBadRow
 from vlm.data.locks import locked
-from vlm.data.manifest import MANIFEST, Manifest, SplitFile, UsedArchive, file_sha256, tree_sha256
+from vlm.data.manifest import MANIFEST, Manifest, SplitFile, file_sha256, tree_sha256
 from vlm.data.meter import Meter
+from vlm.data.rows import schema
+from vlm.data.swap import put_in_place, recover, unfinished
 from vlm.data.verify_pictures import PictureChecker, Verify
 from vlm.data.work import Work, own, plain, registered
-from vlm.errors import ConfigError, DataFormatError, UnknownNameError
+from vlm.errors import ConfigError, DataFormatError
+
+log = logging.getLogger(__name__)
 
 EMBEDDED = ".embedded"  # pictures that the user's own files hold inside, until they have their place below images/
 
@@ -102,29 +107,27 @@ def prepare(
     """
     store = ArchiveStore(root, mirror, from_archives, keep_archives)
     run = _Run(root, store, overwrite, workers, verify, progress or (lambda items, _: items), meter)
+    if name and name_or_path in DATASETS:
+        raise ConfigError(f"--name {name} is for your own data; the registered dataset {name_or_path!r} is prepared under its own name.")
     mix = _mix(name_or_path)
+    before = _mix_before(mix, run) if mix else None
     if mix:
         if options not in (None, DATASETS[mix].options):
             raise ConfigError(f"{mix} is a mix of {', '.join(DATASETS[mix].parts)}; set options when you prepare these one by one.")
         works = [registered(part, DATASETS[part], on_bad_row=on_bad_row) for part in DATASETS[mix].parts]
     else:
         works = [_work(name_or_path, name, options, on_bad_row)]
+    if (mirror or from_archives or keep_archives) and not any(work.archives for work in works):
+        log.warning("warning: %s is made of no archive: --mirror, --from-archives and --keep-archives have no effect.", name_or_path)
     prepared = _prepare_all(works, run)
-    return _write_mix(mix, prepared, run) if mix else prepared[0]
+    return _write_mix(mix, before, prepared, run) if mix else prepared[0]
 
 
 def needs(name_or_path: str, root: Path, *, overwrite: bool = False, from_archives: Path | None = None) -> Needs:
-    """What `prepare` would download; nothing for what is prepared already and for the user's own data.
-
-    Raises:
-        UnknownNameError: If there is no such dataset.
-    """
-    try:
-        name = DATASETS.resolve(name_or_path)
-    except UnknownNameError:
-        if Path(name_or_path).exists():
-            return Needs()
-        raise
+    """What `prepare` would download; nothing for what is prepared already and for what is no registered dataset."""
+    if name_or_path not in DATASETS:
+        return Needs()
+    name = DATASETS.resolve(name_or_path)
     names = [part for part in DATASETS[name].parts or (name,) if overwrite or not (root / part / MANIFEST).is_file()]
     archives = {archive.file: archive for part in names for archive in DATASETS[part].archives}
     return ArchiveStore(root, from_archives=from_archives).needs(tuple(archives.values()))
@@ -138,8 +141,6 @@ def _mix(name: str) -> str:
 
 def _work(name_or_path: str, name: str, options: Any, on_bad_row: OnBadRow | None) -> Work:
     if name_or_path in DATASETS:
-        if name:
-            raise ConfigError(f"--name {name} is for your own data; the registered dataset {name_or_path!r} is prepared under its own name.")
         resolved = DATASETS.resolve(name_or_path)
         return registered(resolved, DATASETS[resolved], options=options, on_bad_row=on_bad_row)
     path = Path(name_or_path)
@@ -162,13 +163,15 @@ def _prepare_all(works: Sequence[Work], run: _Run) -> list[Prepared]:
     if missing:
         archives = {archive.file: archive for work in missing for archive in work.archives}
         locks = [run.root / f".{work.name}.lock" for work in missing] + [run.store.folder / f"{file}.preparing" for file in archives]
+        schema()  # if a package is missing, it is said before the download
+        checker = PictureChecker(verify=run.verify, workers=run.workers)
         try:
-            with locked(locks, work=f"prepares {', '.join(work.name for work in missing)}"):
+            with locked(locks, work=f"prepares {', '.join(work.name for work in missing)}"), checker:
                 for work in missing:
-                    _recover(run.root, work.name)
+                    recover(run.root / work.name)
                 places = run.store.open(tuple(archives.values()), meter=run.meter)
                 for work in missing:
-                    found[work.name] = _found(work, run) or _make(work, places.opened, places.used, run)
+                    found[work.name] = _found(work, run) or _make(work, places, checker, run)
                 run.store.clean(tuple(archives.values()))
         except OSError as error:
             raise _disk_error(error, run.root / missing[0].name, run.root) from error
@@ -184,27 +187,31 @@ def _found(work: Work, run: _Run) -> Prepared | None:
     folder = run.root / work.name
     if run.overwrite or not folder.exists():
         return None
-    try:
-        manifest = Manifest.read(folder)
-    except DataFormatError as error:
-        raise ConfigError(f"{folder} exists already and is not usable: {error} Add --overwrite to replace it.") from None
+    manifest = _read_existing(folder)
     seen, wanted = (manifest.name, manifest.options), (work.name, work.manifest.options)
     if seen != wanted:
         raise ConfigError(f"{folder} was prepared otherwise: {seen}, wanted {wanted}. Add --overwrite to replace it.")
     return Prepared(folder, manifest, fresh=False)
 
 
-def _make(work: Work, places: Mapping[str, Path], used: Sequence[UsedArchive], run: _Run) -> Prepared:
-    building, folder = _building(run.root, work.name), run.root / work.name
+def _read_existing(folder: Path) -> Manifest:
+    try:
+        return Manifest.read(folder)
+    except DataFormatError as error:
+        raise ConfigError(f"{folder} exists already and is not usable: {error} Add --overwrite to replace it.") from None
+
+
+def _make(work: Work, places: Places, checker: PictureChecker, run: _Run) -> Prepared:
+    folder = run.root / work.name
+    building = unfinished(folder)
     try:
         building.mkdir(parents=True)
-        source = work.open(places, (building / EMBEDDED).absolute())
-        with PictureChecker(verify=run.verify, workers=run.workers) as checker:
-            manifest = _build(building, work, source, checker, run)
+        source = work.open(places.opened, (building / EMBEDDED).absolute())
+        manifest = _build(building, work, source, checker, run)
         files = {archive.file for archive in work.archives}
-        manifest = replace(manifest, archives=[archive for archive in used if archive.file in files], verified=run.verify)
+        manifest = replace(manifest, archives=[archive for archive in places.used if archive.file in files], verified=run.verify)
         manifest.write(building)
-        _replace(building, folder)
+        put_in_place(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return Prepared(folder, manifest, fresh=True)
@@ -221,57 +228,42 @@ def _build(folder: Path, work: Work, source: Source, checker: PictureChecker, ru
     return replace(work.manifest, splits=splits, dropped=dropped, images_sha256=tree_sha256(folder / IMAGES))
 
 
-def _write_mix(name: str, parts: Sequence[Prepared], run: _Run) -> Prepared:
+def _mix_before(name: str, run: _Run) -> Manifest | None:
+    """The manifest of a mix that was prepared before.
+
+    Raises:
+        ConfigError: If something else has its place.
+    """
+    folder = run.root / name
+    if run.overwrite or not folder.exists():
+        return None
+    manifest = _read_existing(folder)
+    if not manifest.parts:
+        raise ConfigError(f"{folder} is another dataset ({manifest.name}) and no mix. Add --overwrite to replace it.")
+    return manifest
+
+
+def _write_mix(name: str, before: Manifest | None, parts: Sequence[Prepared], run: _Run) -> Prepared:
     """The folder of a mix: a manifest that names its parts."""
     spec, folder = DATASETS[name], run.root / name
     splits = {split: _sum([part.manifest.splits[split] for part in parts if split in part.manifest.splits]) for split in spec.splits}
-    options = plain(spec.options)
-    manifest = Manifest(name, splits, [spec.source], spec.license, spec.citation, options, {}, parts=[part.manifest.name for part in parts])
-    if folder.exists() and not run.overwrite:
+    names = [part.manifest.name for part in parts]
+    manifest = Manifest(name, splits, [spec.source], spec.license, spec.citation, plain(spec.options), {}, parts=names)
+    if manifest != before:
         try:
-            seen = Manifest.read(folder)
-        except DataFormatError as error:
-            raise ConfigError(f"{folder} exists already and is not usable: {error} Add --overwrite to replace it.") from None
-        if seen == manifest:
-            return Prepared(folder, manifest, fresh=False, parts=tuple(parts), kept=parts[0].kept)
-        if not seen.parts:
-            raise ConfigError(f"{folder} is another dataset ({seen.name}) and no mix. Add --overwrite to replace it.")
-    building = _building(run.root, name)
-    try:
-        with locked([run.root / f".{name}.lock"], work=f"prepares {name}"):
-            _recover(run.root, name)
-            building.mkdir(parents=True)
-            manifest.write(building)
-            _replace(building, folder)
-    except OSError as error:
-        raise _disk_error(error, folder, run.root) from error
-    return Prepared(folder, manifest, fresh=True, parts=tuple(parts), kept=parts[0].kept)
+            with locked([run.root / f".{name}.lock"], work=f"prepares {name}"):
+                recover(folder)
+                unfinished(folder).mkdir(parents=True)
+                manifest.write(unfinished(folder))
+                put_in_place(folder)
+        except OSError as error:
+            raise _disk_error(error, folder, run.root) from error
+    return Prepared(folder, manifest, fresh=manifest != before, parts=tuple(parts), kept=parts[0].kept)
 
 
 def _sum(files: Sequence[SplitFile]) -> SplitFile:
     rows, images, duplicates = (sum(getattr(file, name) for file in files) for name in ("rows", "images", "duplicate_ids"))
     return SplitFile("", rows, "", images, duplicates)
-
-
-def _building(root: Path, name: str) -> Path:
-    return root / f".{name}.tmp"
-
-
-def _recover(root: Path, name: str) -> None:
-    """Clear away what a process left that was killed; a folder that it had put aside to replace it comes back."""
-    old, folder = root / f".{name}.old", root / name
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(_building(root, name), ignore_errors=True)
-
-
-def _replace(building: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old")
-    if folder.exists():
-        folder.rename(old)
-    building.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _disk_error(error: OSError, folder: Path, root: Path) -> ConfigError:
