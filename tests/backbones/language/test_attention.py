@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm.backbones.language import LANGUAGE
-from vlm.backbones.language.attention import NAME, document_attention, pieces_of
+from vlm.backbones.language import LANGUAGE, attention
+from vlm.backbones.language.attention import NAME, Piece, Pieces, document_attention, pieces_of, varlen_of
 from vlm.backbones.language.base import HFCausalLM
 from vlm.backbones.language.lora import LoRAOptions
 from vlm.backbones.loading import Load
@@ -172,7 +172,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny):
 def test_attention_that_needs_more_than_this_is_refused(tiny):
     states = torch.zeros(1, 2, 3, 4)
     with pytest.raises(ConfigError, match="Linear needs softcap"):
-        document_attention(torch.nn.Linear(1, 1), states, states, states, None, document_pieces=(), softcap=50.0)
+        document_attention(torch.nn.Linear(1, 1), states, states, states, None, document_pieces=Pieces(), softcap=50.0)
 
 
 def test_families_that_mix_tokens_elsewhere_are_refused(tiny):
@@ -185,3 +185,82 @@ def test_families_that_mix_tokens_elsewhere_are_refused(tiny):
         model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(ConfigError, match="'qwen3_next' have layers of kind linear_attention"):
         HFCausalLM(model, tokenizer=lm.tokenizer, template=lm.template, max_length=512)
+
+
+TRUNK = Piece(0, 0, 6)
+PLACES = (TRUNK, Piece(0, 6, 13, (TRUNK,)), Piece(0, 13, 20, (TRUNK,)), Piece(1, 0, 9), Piece(1, 9, 20))
+
+
+def kernel_by_definition(*, top_left: bool = False):
+    """torch.nn.attention.varlen.varlen_attn as its documentation defines it, document by document; `top_left` aligns the causal mask as some kernels do."""
+
+    def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
+        assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+        assert (max_q, max_k) == (int(cu_seq_q.diff().max()), int(cu_seq_k.diff().max()))
+        assert enable_gqa == (query.shape[1] != key.shape[1])
+        key, value = (states.repeat_interleave(query.shape[1] // states.shape[1], dim=1) for states in (key, value))
+        outs = []
+        for (a, b), (c, d) in zip(pairwise(cu_seq_q.tolist()), pairwise(cu_seq_k.tolist()), strict=True):
+            first = 0 if top_left else (d - c) - (b - a)
+            distance = torch.arange(first, first + b - a)[:, None] - torch.arange(d - c)
+            seen = (distance >= 0) & (distance <= window_size[0] if window_size[0] >= 0 else True)
+            scores = torch.einsum("qhw,khw->hqk", query[a:b].double(), key[c:d].double()) * (scale or query.shape[2] ** -0.5)
+            outs.append(torch.einsum("hqk,khw->qhw", scores.masked_fill(~seen, -torch.inf).softmax(-1), value[c:d].double()))
+        return torch.cat(outs).to(query.dtype)
+
+    return varlen_attn
+
+
+def attend_by(monkeypatch, kernel, *, places=PLACES, kv_heads=2, window=None):
+    """Attention through the variable-length path, and document by document."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    attention._is_exact.cache_clear()
+    q, k, v = (torch.randn(2, count, 20, 8, generator=torch.Generator().manual_seed(count)).bfloat16() for count in (4, kv_heads, kv_heads))
+    module = torch.nn.Linear(1, 1)
+    fast, slow = (
+        document_attention(module, q, k, v, None, document_pieces=Pieces(places, varlen), sliding_window=window)[0]
+        for varlen in (varlen_of(places, 20, torch.device("cpu")), None)
+    )
+    attention._is_exact.cache_clear()
+    return fast, slow
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("places", [PLACES, tuple(place._replace(path=()) for place in PLACES)], ids=["tree", "documents"])
+def test_variable_length_kernel_gets_the_documents_as_it_takes_them(monkeypatch, places, kv_heads, window):
+    calls = []
+    kernel = kernel_by_definition()
+    fast, slow = attend_by(monkeypatch, lambda *a, **k: calls.append(1) or kernel(*a, **k), places=places, kv_heads=kv_heads, window=window)
+    assert len(calls) == 2  # once on trial
+    torch.testing.assert_close(fast.float(), slow.float(), atol=0.02, rtol=0.02)
+
+
+def test_kernel_that_aligns_otherwise_is_found_out_and_not_used(monkeypatch, caplog):
+    fast, slow = attend_by(monkeypatch, kernel_by_definition(top_left=True))
+    assert torch.equal(fast, slow)
+    assert "is not exact here" in caplog.text
+
+
+def test_kernel_that_this_torch_lacks_is_done_without(monkeypatch, caplog):
+    def older(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
+        raise AssertionError("never called with these")
+
+    fast, slow = attend_by(monkeypatch, older)
+    assert torch.equal(fast, slow)
+    assert "kernel refuses" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 40])
+def test_cuda_kernel_equals_one_call_a_document_with_gradients(window):
+    places, states = PLACES, []
+    for count in (4, 2, 2):
+        states.append(torch.randn(2, count, 20, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True))
+    results = []
+    for varlen in (varlen_of(places, 20, torch.device("cuda")), None):
+        out, _ = document_attention(torch.nn.Linear(1, 1), *states, None, document_pieces=Pieces(places, varlen), sliding_window=window)
+        results.append((out, torch.autograd.grad(out.float().square().sum(), states)))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=0.02, rtol=0.02)
+    for one, other in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(one, other, atol=0.1, rtol=0.05)

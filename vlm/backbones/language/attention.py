@@ -5,7 +5,11 @@ decoder's call brings `document_pieces` and the stand-in mask, which transformer
 (generation, plain use of the model) the function is transformers' own SDPA with transformers' own masks. Knows no model.
 """
 
-from itertools import pairwise
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +19,8 @@ from torch import Tensor, nn
 
 from vlm.errors import ConfigError
 from vlm.types import Documents
+
+log = logging.getLogger(__name__)
 
 NAME = "vlm_documents"
 WITHOUT_EFFECT = {"position_ids", "use_cache", "cache_position", "is_causal", "output_attentions", "output_hidden_states", "return_dict"}
@@ -29,6 +35,38 @@ class Piece(NamedTuple):
     path: tuple["Piece", ...] = ()
 
 
+@dataclass(frozen=True)
+class Varlen:
+    """The same places as CUDA's variable-length kernels take them: queries as they lie, keys gathered for each document.
+
+    Attributes:
+        query_starts: Cumulative lengths of the documents, shape [documents + 1], int32.
+        key_starts: Cumulative lengths of what each document sees, shape [documents + 1], int32.
+        keys: Places of those keys in the flattened rows, shape [keys]; None where every document sees itself alone.
+        longest_query: Tokens of the longest document.
+        longest_key: Tokens of the longest document with all that it sees.
+    """
+
+    query_starts: Tensor
+    key_starts: Tensor
+    keys: Tensor | None
+    longest_query: int
+    longest_key: int
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The documents of a batch, read off the device once a forward pass.
+
+    Attributes:
+        places: A place for each document; empty where every row is one document.
+        varlen: The same for variable-length kernels; None where there are none, as on CPU.
+    """
+
+    places: tuple[Piece, ...] = ()
+    varlen: Varlen | None = None
+
+
 def register() -> None:
     """Make the function known to transformers; calling it again changes nothing."""
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -38,20 +76,34 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def pieces_of(documents: Documents) -> tuple[Piece, ...]:
-    """Places of the documents, read off the device once a forward pass; empty where every row is one document."""
+def pieces_of(documents: Documents) -> Pieces:
+    """Places of the documents."""
     if documents.is_one_per_row:
-        return ()
+        return Pieces()
     length = documents.positions.shape[1]
     prefix = [-1] * (len(documents.starts) - 1) if documents.prefix is None else documents.prefix.tolist()
-    pieces: list[Piece] = []
+    places: list[Piece] = []
     for i, (start, end) in enumerate(pairwise(documents.starts.tolist())):
         row, first = divmod(start, length)
         if prefix[i] >= i:
             raise ValueError(f"Document {i} has document {prefix[i]} as its prefix; a prefix comes earlier in the batch.")
-        parent = pieces[prefix[i]] if prefix[i] >= 0 else None
-        pieces.append(Piece(row, first, first + end - start, (*parent.path, parent._replace(path=())) if parent else ()))
-    return tuple(pieces)
+        parent = places[prefix[i]] if prefix[i] >= 0 else None
+        places.append(Piece(row, first, first + end - start, (*parent.path, parent._replace(path=())) if parent else ()))
+    device = documents.starts.device
+    return Pieces(tuple(places), varlen_of(places, length, device) if device.type == "cuda" else None)
+
+
+def varlen_of(places: Sequence[Piece], length: int, device: torch.device) -> Varlen:
+    """Places of documents in rows of `length` as variable-length kernels take them."""
+    queries = [place.last - place.first for place in places]
+    seen = [[*place.path, place] for place in places]
+    keys = [sum(piece.last - piece.first for piece in pieces) for pieces in seen]
+    gathered = None
+    if keys != queries:
+        spans = [torch.arange(piece.row * length + piece.first, piece.row * length + piece.last) for pieces in seen for piece in pieces]
+        gathered = torch.cat(spans).to(device)
+    starts = [torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device) for sizes in (queries, keys)]
+    return Varlen(*starts, gathered, max(queries), max(keys))
 
 
 def stand_in_mask(embeds: Tensor) -> Tensor:
@@ -66,7 +118,7 @@ def document_attention(
     value: Float[Tensor, "B kv_heads S width"],
     attention_mask: Tensor | None,
     *,
-    document_pieces: tuple[Piece, ...] | None = None,
+    document_pieces: Pieces | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -80,7 +132,7 @@ def document_attention(
         key: Keys; fewer heads than queries where the family groups them.
         value: Values.
         attention_mask: transformers' mask; the stand-in if there are pieces.
-        document_pieces: Places of the documents, empty for one a row; None outside of training.
+        document_pieces: Places of the documents; None outside of training.
         scaling: Factor on the scores; None for 1 / sqrt(width).
         dropout: Probability of dropping an attention weight.
         sliding_window: Tokens that a query sees, itself included; None for all earlier ones.
@@ -98,13 +150,75 @@ def document_attention(
     if unknown:
         raise ConfigError(f"{type(module).__name__} needs {', '.join(unknown)}, which per-document attention does not compute; choose another model.")
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _causal(q, k, v, window=sliding_window, scaling=scaling, dropout=dropout).transpose(1, 2)
+    if not document_pieces.places:
+        return _causal(query, key, value, window=sliding_window, scaling=scaling, dropout=dropout).transpose(1, 2).contiguous(), None
+    varlen = document_pieces.varlen
+    if varlen is not None and not dropout and query.dtype in (torch.bfloat16, torch.float16):
+        kind = (query.shape[1], key.shape[1], query.shape[3], varlen.keys is not None, sliding_window is not None)
+        if _is_exact(query.device, query.dtype, *kind):
+            return _by_varlen(query, key, value, varlen, window=sliding_window, scaling=scaling), None
+    return _by_pieces(query, key, value, document_pieces.places, window=sliding_window, scaling=scaling, dropout=dropout), None
 
-    if not document_pieces:
-        return attend(query, key, value).contiguous(), None
-    parts = [attend(_cut(query, [piece]), _cut(key, [*piece.path, piece]), _cut(value, [*piece.path, piece]))[0] for piece in document_pieces]
-    return torch.cat(parts).unflatten(0, (query.shape[0], query.shape[2])), None
+
+def _by_pieces(
+    query: Tensor, key: Tensor, value: Tensor, places: Sequence[Piece], *, window: int | None, scaling: float | None, dropout: float = 0.0
+) -> Float[Tensor, "B T heads width"]:
+    """One call of SDPA a document."""
+    parts = []
+    for place in places:
+        seen = [*place.path, place]
+        out = _causal(_cut(query, [place]), _cut(key, seen), _cut(value, seen), window=window, scaling=scaling, dropout=dropout)
+        parts.append(out[0].transpose(0, 1))  # [length, heads, width]
+    return torch.cat(parts).unflatten(0, (query.shape[0], query.shape[2]))
+
+
+def _by_varlen(
+    query: Tensor, key: Tensor, value: Tensor, varlen: Varlen, *, window: int | None, scaling: float | None
+) -> Float[Tensor, "B T heads width"]:
+    """One call of a variable-length kernel for all documents of all rows."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))  # [B T, heads, width]
+    if varlen.keys is not None:
+        k, v = k[varlen.keys], v[varlen.keys]
+    out = varlen_attn(
+        q,
+        k,
+        v,
+        varlen.query_starts,
+        varlen.key_starts,
+        varlen.longest_query,
+        varlen.longest_key,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return out.unflatten(0, (query.shape[0], query.shape[2]))
+
+
+@cache
+def _is_exact(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, width: int, with_prefix: bool, with_window: bool) -> bool:
+    """True if the variable-length kernel of this machine computes what one call of SDPA a document does, tried once on small random numbers.
+
+    Kernels differ in how they align the causal mask where there are more keys than queries, and older torch has none: then documents are looped over,
+    which is slower and right.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    shapes = [(2, count, 24, width) for count in (heads, kv_heads, kv_heads)]
+    q, k, v = (torch.randn(*shape, generator=generator, device=device, dtype=dtype) for shape in shapes)
+    trunk = Piece(0, 0, 9)
+    branches = [Piece(0, 9, 17, (trunk,) if with_prefix else ()), Piece(0, 17, 24, (trunk,) if with_prefix else ())]
+    places, window = [trunk, *branches, Piece(1, 0, 24)], 6 if with_window else None
+    try:
+        seen = _by_varlen(q, k, v, varlen_of(places, 24, device), window=window, scaling=None)
+    except (ImportError, TypeError, RuntimeError) as error:
+        log.warning("warning: packed rows are attended to document by document, because the variable-length kernel refuses: %s", error)
+        return False
+    wanted = _by_pieces(q.double(), k.double(), v.double(), places, window=window, scaling=None)
+    exact = bool((seen.double() - wanted).abs().max() < 0.05)
+    if not exact:
+        log.warning("warning: packed rows are attended to document by document, because the variable-length kernel is not exact here")
+    return exact
 
 
 def _cut(states: Tensor, pieces: list[Piece]) -> Tensor:
