@@ -95,6 +95,27 @@ def test_target_of_another_archive_is_replaced(tmp_path: Path, suffix: str):
     assert found(extract(pack(tmp_path / f"a{suffix}", {"new.txt": b"new"}), tmp_path / "out")) == {"new.txt": b"new"}
 
 
+def test_half_removed_target_of_another_archive_is_never_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    old, new = pack(tmp_path / "old.zip", FILES), pack(tmp_path / "new.zip", {"new.txt": b"new"})
+    extract(old, tmp_path / "out")
+
+    def interrupted(folder: Path, **keywords: bool) -> None:
+        (folder / "notes.txt").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module.shutil, "rmtree", interrupted)
+        extract(new, tmp_path / "out")
+    assert found(extract(old, tmp_path / "out")) == FILES
+
+
+def test_two_processes_do_not_extract_to_one_folder(tmp_path: Path):
+    from filelock import FileLock
+
+    with FileLock(tmp_path / "out.lock"), pytest.raises(ConfigError, match=r"Another process is writing .*out\."):
+        extract(pack(tmp_path / "a.zip", FILES), tmp_path / "out")
+
+
 def test_folder_of_somebody_else_is_refused(tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine", encoding="utf-8")

@@ -33,16 +33,7 @@ CHUNK = 1024 * 1024  # bytes of one copy
 MAX_RATIO = 1000  # bytes out for one byte of the archive: no dataset comes near, and deflate's own limit is 1,032; bombs reach millions
 HARMLESS = 1 << 30  # bytes that fit on any disk, whatever the ratio: a small file of zeros is no bomb
 ENCRYPTED = 0x1  # bit of a zip member's flags (APPNOTE 4.4.4)
-DAMAGE = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    struct.error,
-    UnicodeDecodeError,
-    NotImplementedError,
-)  # what libraries raise for broken archives
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error, UnicodeDecodeError, NotImplementedError)  # of broken archives
 
 
 def is_archive(name: str | Path) -> bool:
@@ -70,12 +61,18 @@ def extract(archive: Path, target: Path, *, meter: Meter | None = None) -> Path:
     """
     begun, done = target.with_name(target.name + ".begun"), target.with_name(target.name + ".done")
     temporary = target.with_name(target.name + ".tmp")
+
+    def complete() -> bool:
+        return target.is_dir() and read_note(done) == this
+
     try:
         status = archive.stat()
         this = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-        if target.is_dir() and read_note(done) == this:
+        if complete():
             return target
         with alone(target):
+            if complete():  # by another process, since the first look
+                return target
             resumed = target.is_dir() and read_note(begun) == this
             if not resumed:
                 _clear(target, begun, done)
@@ -100,10 +97,11 @@ def _clear(target: Path, begun: Path, done: Path) -> None:
         ConfigError: If the target is something that no extraction made.
     """
     if begun.exists() or done.exists():
+        write_note(begun, {})  # of no archive: what is left if this is interrupted belongs to none
+        done.unlink(missing_ok=True)
         shutil.rmtree(target, ignore_errors=True)
     elif target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and was not extracted from an archive here. Move it away, or choose another folder.")
-    done.unlink(missing_ok=True)
     target.mkdir(parents=True, exist_ok=True)
 
 
@@ -127,7 +125,7 @@ class _Tree:
     target: Path
     temporary: Path
     resumed: bool
-    placed: dict[PurePosixPath, tuple[int, int | None]] = field(default_factory=dict)
+    placed: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     folders: set[Path] = field(default_factory=set)
 
@@ -147,11 +145,11 @@ class _Tree:
         if not regular:
             self.left_out.append(name)
             return None
-        if path in self.placed:
-            if crc is None or self.placed[path] != (size, crc):
+        if (before := self.placed.get(str(path))) is not None:
+            if crc is None or before != (size, crc):
                 raise DataFormatError(f"{self.archive} holds {name!r} twice; which one is meant cannot be known. Extract and pack it again by hand.")
             return None
-        self.placed[path] = (size, crc)
+        self.placed[str(path)] = (size, crc)
         return self.target / path
 
     def holds(self, path: Path, *, size: int, crc: int | None) -> bool:
