@@ -33,7 +33,8 @@ CHUNK = 1024 * 1024  # bytes of one copy
 MAX_RATIO = 1000  # bytes out for one byte of the archive: no dataset comes near, and deflate's own limit is 1,032; bombs reach millions
 HARMLESS = 1 << 30  # bytes that fit on any disk, whatever the ratio: a small file of zeros is no bomb
 ENCRYPTED = 0x1  # bit of a zip member's flags (APPNOTE 4.4.4)
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error, UnicodeDecodeError, NotImplementedError)  # of broken archives
+# what the libraries raise for broken archives
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error, UnicodeDecodeError, NotImplementedError)
 
 
 def is_archive(name: str | Path) -> bool:
