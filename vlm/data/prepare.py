@@ -17,7 +17,7 @@ from vlm.data.datasets import DATASETS
 from vlm.data.datasets.base import Source
 from vlm.data.folder_builder import IMAGES, FolderBuilder, OnBadRow
 from vlm.data.locks import locked
-from vlm.data.manifest import MANIFEST, Manifest, SplitFile, file_sha256, tree_sha256
+from vlm.data.manifest import MANIFEST, Manifest, SplitFile, tree_sha256
 from vlm.data.meter import Meter
 from vlm.data.rows import schema
 from vlm.data.swap import put_in_place, recover, unfinished
@@ -28,8 +28,6 @@ from vlm.errors import ConfigError, DataFormatError
 log = logging.getLogger(__name__)
 
 EMBEDDED = ".embedded"  # pictures that the user's own files hold inside, until they have their place below images/
-
-__all__ = ["MANIFEST", "Manifest", "Prepared", "Progress", "SplitFile", "file_sha256", "needs", "prepare"]
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]  # passes items through, and shows how far it is
 
@@ -175,9 +173,9 @@ def _prepare_all(works: Sequence[Work], run: _Run) -> list[Prepared]:
                 run.store.clean(tuple(archives.values()))
         except OSError as error:
             raise _disk_error(error, run.root / missing[0].name, run.root) from error
-        if not run.store.keep and run.store.folder.is_dir():
+        finally:
             with suppress(OSError):
-                run.store.folder.rmdir()  # the last lock was in it
+                run.store.folder.rmdir()  # if nothing is left in it; the last lock was
     kept = tuple(run.store.kept([archive for work in works for archive in work.archives]))
     return [replace(prepared, kept=kept) for work in works if (prepared := found[work.name]) is not None]
 
