@@ -157,3 +157,8 @@ def test_page_that_cannot_be_written_names_the_flag(data: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"Cannot write .*page \(.*\)\. Choose another file with --out"):
         (tmp_path / "page").mkdir()
         show(data, "-n", "1", "--out", tmp_path / "page")
+
+
+def test_jpegs_are_decoded_as_the_stage_decodes_them(data: Path):
+    encoders = [data_show._encoder(data_show._parse([str(data), "--preset", "tiny/align", *flags])) for flags in ([], ["--reduced-jpeg"])]
+    assert [encoder.policy.reduced_jpeg for encoder in encoders] == [False, True]

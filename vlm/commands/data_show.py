@@ -33,6 +33,8 @@ class Arguments:
     """Chat template (`vlm list templates`); empty: the model's."""
     max_length: int | None = None
     """Longest sequence in tokens, image tokens included; None: the language model's context."""
+    reduced_jpeg: bool = False
+    """Decode JPEG files as --stage.reduced-jpeg does."""
     split: str = ""
     """Split of the dataset; empty: train, or the only one."""
     num_samples: int = 8
@@ -109,7 +111,7 @@ def _parse(argv: Sequence[str]) -> Arguments:
     argv = [SHORT.get(word, word) for word in argv]
     config = _preset(argv)
     stage = config.stage
-    default = Arguments(stage.dataset, "tiny/align", config.model, stage.template, stage.max_length, data_root=config.data_root)
+    default = Arguments(stage.dataset, "tiny/align", config.model, stage.template, stage.max_length, stage.reduced_jpeg, data_root=config.data_root)
     return parse(Arguments, argv, prog="vlm data show", description="Show samples as a model gets them; loads no weights.", default=default)
 
 
@@ -152,7 +154,7 @@ def _encoder(arguments: Arguments) -> "Encoder":
         template=fit_template(template, tokenizer),
         tokenizer=tokenizer,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER),
-        policy=parts.image_policy,
+        policy=replace(parts.image_policy, reduced_jpeg=arguments.reduced_jpeg),
         tokens_per_image=lambda layout: layout.num_tiles * tokens_per_tile,
         max_length=arguments.max_length or parts.language.max_length,
     )
@@ -165,6 +167,6 @@ def _facts(arguments: Arguments, encoder: "Encoder", num_samples: int) -> dict[s
         "preset": f"{arguments.preset}: {arguments.model.vision} + {arguments.model.connector} + {arguments.model.language}",
         "template": encoder.template.name,
         "tokenizer": f"{arguments.model.language_source or arguments.model.language}, {len(tokenizer):,} tokens",
-        "pictures": f"{policy.mode} to {policy.size} x {policy.size} pixels, {policy.resample}",
+        "pictures": f"{policy.mode} to {policy.size} x {policy.size} pixels, {policy.resample}{', from JPEG at a fraction of its size' if policy.reduced_jpeg else ''}",
         "longest": f"{encoder.max_length:,} tokens",
     }

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlm.data.chat import Encoded, encode_chat
-from vlm.data.image import load_image, to_tiles
+from vlm.data.image import load_image, load_tiles
 from vlm.data.sample import Sample
 from vlm.errors import DataFormatError
 from vlm.messages import ChatTemplate, Message, count_placeholders
@@ -152,9 +152,8 @@ def look(sample: Sample, encoder: Encoder) -> Card:
 
 
 def _picture(path: Path, encoder: Encoder) -> Picture:
-    original = load_image(path)
-    tiles, layout = to_tiles(original, encoder.policy)
-    return Picture(path, original, tiles, layout, encoder.tokens_per_image(layout))
+    tiles, layout = load_tiles(path, encoder.policy)
+    return Picture(path, load_image(path), tiles, layout, encoder.tokens_per_image(layout))
 
 
 def _encode(messages: Sequence[Message], encoder: Encoder, pictures: Sequence[Picture], *, max_length: int | None = None) -> Encoded:
