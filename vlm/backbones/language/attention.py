@@ -102,8 +102,8 @@ def varlen_of(places: Sequence[Piece], length: int, device: torch.device) -> Var
     if keys != queries:
         spans = [torch.arange(piece.row * length + piece.first, piece.row * length + piece.last) for pieces in seen for piece in pieces]
         gathered = torch.cat(spans).to(device)
-    starts = [torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device) for sizes in (queries, keys)]
-    return Varlen(*starts, gathered, max(queries), max(keys))
+    query_starts, key_starts = (torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device) for sizes in (queries, keys))
+    return Varlen(query_starts, key_starts, gathered, max(queries), max(keys))
 
 
 def stand_in_mask(embeds: Tensor) -> Tensor:
@@ -193,6 +193,7 @@ def _by_varlen(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=q.shape[1] != k.shape[1],
     )
+    assert isinstance(out, Tensor)  # a pair only where the sums of exponents are asked for
     return out.unflatten(0, (query.shape[0], query.shape[2]))
 
 
