@@ -104,7 +104,7 @@ def photos() -> tuple[list[Image.Image], str]:
             np.stack([np.asarray(Image.fromarray(o[..., c].astype(np.float32)).resize((800, 600), Image.Resampling.BICUBIC)) for c in range(3)], -1)
             for o in octaves
         ]
-        return [Image.fromarray((128 + sum(layers)).clip(0, 255).astype(np.uint8))], "smooth noise"
+        return [Image.fromarray((128 + np.sum(layers, axis=0)).clip(0, 255).astype(np.uint8))], "smooth noise"
 
 
 def make_data(folder: Path, count: int) -> tuple[Path, str]:
@@ -116,7 +116,7 @@ def make_data(folder: Path, count: int) -> tuple[Path, str]:
         width, height = SIZE if i % 3 else SIZE[::-1]
         scale = rng.uniform(0.5, 1.0) * min(source.width / width, source.height / height)
         box_width, box_height = int(width * scale), int(height * scale)
-        left, top = rng.integers(source.width - box_width + 1), rng.integers(source.height - box_height + 1)
+        left, top = int(rng.integers(source.width - box_width + 1)), int(rng.integers(source.height - box_height + 1))
         crop = source.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, left + box_width, top + box_height))
         crop.save(folder / f"{i:06}.jpg", quality=QUALITY)
         turns = []
@@ -174,7 +174,7 @@ class Plain:
         ]
         self.dataset = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
         self.images = transformers.CLIPImageProcessorPil(size={"shortest_edge": POLICY.size}, crop_size={"height": POLICY.size, "width": POLICY.size})
-        self.processor = transformers.LlavaProcessor(
+        self.processor: Any = transformers.LlavaProcessor(
             self.images,
             load_tokenizer(),
             patch_size=14,

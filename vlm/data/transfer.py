@@ -241,8 +241,10 @@ def alone(path: Path) -> Iterator[None]:
 
 def part_size(path: Path) -> int:
     """Bytes that are kept of a file that is not complete."""
-    part = _beside(path, ".part")
-    return part.stat().st_size if part.exists() else 0
+    try:
+        return _beside(path, ".part").stat().st_size
+    except FileNotFoundError:  # not there yet, or renamed by another thread this moment
+        return 0
 
 
 def _beside(path: Path, suffix: str) -> Path:
