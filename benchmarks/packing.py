@@ -16,11 +16,11 @@ from torch import Tensor
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.language.base import HFCausalLM, build_language
 from vlm.backbones.loading import Load
-from vlm.data.collate import collate
-from vlm.data.examples import Example, ExampleTree
-from vlm.data.mixture import Draws
-from vlm.data.order import WINDOW, RowOrder, Units, packed
-from vlm.data.packing import efficiency, pack
+from vlm.data.stream.collate import collate
+from vlm.data.stream.examples import Example, ExampleTree
+from vlm.data.stream.mixture import Draws
+from vlm.data.stream.order import WINDOW, RowOrder, Units, packed
+from vlm.data.stream.packing import efficiency, pack
 from vlm.types import IGNORE_INDEX, ChatBatch
 
 SAMPLES = 665_298

@@ -20,8 +20,8 @@ from vlm.conf.presets import PRESETS
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.connectors import CONNECTORS
 from vlm.data.chat import encode_chat
-from vlm.data.collate import collate_singly
-from vlm.data.examples import Example
+from vlm.data.stream.collate import collate_singly
+from vlm.data.stream.examples import Example
 from vlm.messages import Message
 from vlm.models.build import build, resolve
 from vlm.types import Connector, Documents, LanguageModel, VisionBackbone

@@ -8,9 +8,9 @@ from PIL import Image
 from vlm.commands import data_show
 from vlm.commands.data_show import main
 from vlm.conf.schema import TrainConfig
-from vlm.data.examples import ChatExamples
 from vlm.data.page import look
 from vlm.data.reader import open_dataset
+from vlm.data.stream.examples import ChatExamples
 from vlm.errors import ConfigError, UnknownNameError, VLMError
 from vlm.models.build import build
 

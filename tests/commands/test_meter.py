@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vlm.commands.meter import RichMeter
-from vlm.data.meter import Meter
+from vlm.data.archives.meter import Meter
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from vlm.commands.preprocess import main
-from vlm.data import prepare as prepare_module
 from vlm.data.datasets.base import Archive, DatasetSpec, Source
+from vlm.data.preparation import prepare as prepare_module
 from vlm.data.sample import Dropped, Sample
 from vlm.errors import ConfigError, UnknownNameError
 from vlm.messages import Message

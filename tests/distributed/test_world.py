@@ -12,8 +12,8 @@ from tiny_data import losses, metrics, rows, write
 import vlm
 from vlm.conf.schema import BatchPlan, LearningRates, TrackingConfig
 from vlm.conf.serialize import write_config
-from vlm.data.loader import MicroBatches
-from vlm.data.order import shuffled
+from vlm.data.stream.loader import MicroBatches
+from vlm.data.stream.order import shuffled
 
 pytestmark = pytest.mark.dist
 

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from vlm.conf.schema import VisionLanguageConfig
-from vlm.data.collate import collate
-from vlm.data.examples import ChatExamples
 from vlm.data.sample import Sample
+from vlm.data.stream.collate import collate
+from vlm.data.stream.examples import ChatExamples
 from vlm.messages import Message
 from vlm.models.build import build
 from vlm.models.vision_language import VisionLanguageModel

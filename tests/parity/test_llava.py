@@ -9,8 +9,8 @@ from vlm.backbones.language import LANGUAGE
 from vlm.backbones.vision import VISION
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.data.chat import encode_chat
-from vlm.data.collate import collate_singly
-from vlm.data.examples import Example
+from vlm.data.stream.collate import collate_singly
+from vlm.data.stream.examples import Example
 from vlm.messages import Message
 from vlm.models.build import build
 from vlm.models.vision_language import VisionLanguageModel

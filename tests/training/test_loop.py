@@ -10,8 +10,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import vlm
 from vlm.conf.schema import BatchPlan, LearningRates
-from vlm.data.order import shuffled
 from vlm.data.reader import open_dataset
+from vlm.data.stream.order import shuffled
 from vlm.errors import ConfigError, DataFormatError
 from vlm.models.build import build
 from vlm.training.loop import Hooks, train

@@ -7,8 +7,8 @@ from tiny_data import rows, turns, write
 
 import vlm
 from vlm.conf.schema import BatchPlan
-from vlm.data.order import shuffled
 from vlm.data.reader import open_dataset
+from vlm.data.stream.order import shuffled
 from vlm.errors import ConfigError
 from vlm.models.build import build
 from vlm.training.stage import _examples, make_loader

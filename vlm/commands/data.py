@@ -10,7 +10,7 @@ from vlm.conf.cli import Positional, parse
 from vlm.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
-    from vlm.data.check import Report
+    from vlm.data.preparation.check import Report
 
 SUBCOMMANDS = {
     "check": "Verify rows and pictures, find duplicates and leftovers, measure texts.",
@@ -51,7 +51,7 @@ def _check(argv: Sequence[str]) -> int:
     """Print what was found; 1 if there are errors, 0 with warnings only."""
     arguments = parse(CheckArguments, argv, prog="vlm data check", description="Verify prepared data, or your own, before anything trains on it.")
     from vlm.commands.preprocess import show_progress
-    from vlm.data.check import check
+    from vlm.data.preparation.check import check
 
     reports = check(arguments.path, verify=arguments.verify, workers=arguments.workers, progress=show_progress)
     if arguments.json:

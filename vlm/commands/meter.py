@@ -1,4 +1,4 @@
-"""The progress of downloads and extractions: bars with rate and time left on a terminal, else a line now and then. Knows the `Meter` of `vlm.data.meter`."""
+"""The progress of downloads and extractions: bars with rate and time left on a terminal, else a line now and then. Knows the `Meter` of `vlm.data.archives.meter`."""
 
 import logging
 import sys

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     """Prepare, and say what was written."""
     description = "Prepare a dataset for training: pictures, rows and a manifest."
     arguments = parse(Arguments, argv, prog="vlm preprocess", description=description)
-    from vlm.data.prepare import needs, prepare
+    from vlm.data.preparation.prepare import needs, prepare
 
     options = _options(arguments)
     needed = needs(arguments.dataset_id, arguments.root_dir, overwrite=arguments.overwrite, from_archives=arguments.from_archives)
@@ -74,8 +74,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _options(arguments: Arguments) -> Any:
     """The dataset's options with those of the command line, or None without any."""
-    from vlm.data.dataset_options import options_from
     from vlm.data.datasets import DATASETS
+    from vlm.data.preparation.dataset_options import options_from
 
     if not arguments.option:
         return None

@@ -17,10 +17,10 @@ from typing import Any, Literal
 from vlm.assets import cache_dir, converted
 from vlm.data.datasets import DATASETS
 from vlm.data.manifest import MANIFEST, Manifest, file_sha256
-from vlm.data.mixture import Entry, parse_mixture
 from vlm.data.own_files import own_rows
 from vlm.data.rows import parquet_to_arrow, to_sample, write_arrow
 from vlm.data.sample import Dropped, Row, Sample, refuse_faulty
+from vlm.data.stream.mixture import Entry, parse_mixture
 from vlm.errors import ConfigError, DataFormatError, MissingPackageError, UnknownNameError
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def open_dataset(spec: str, *, data_root: Path, on_bad_row: OnBadRow = "error") 
 
     Args:
         spec: A prepared dataset by name (`easy-vqa`, `easy-vqa@test`; without a split: train, or the only one), the path of a prepared folder,
-            the path of the user's own data in any form of `vlm.data.own_files`, or several of these with commas and amounts (`vlm.data.mixture`).
+            the path of the user's own data in any form of `vlm.data.own_files`, or several of these with commas and amounts (`vlm.data.stream.mixture`).
         data_root: Folder of the prepared datasets.
         on_bad_row: error: the first faulty row of the user's own data is an error; skip: such rows are left out and counted.
 

@@ -11,13 +11,13 @@ from vlm.conf.idle import idle_settings
 from vlm.conf.schema import BatchPlan, TrainConfig
 from vlm.conf.serialize import to_dict
 from vlm.connectors.base import check_ridge
-from vlm.data.examples import ChatExamples
-from vlm.data.loader import make_loader
-from vlm.data.order import RowOrder, shuffled
-from vlm.data.plan import describe as describe_order
-from vlm.data.plan import plan_order
 from vlm.data.reader import SampleSet, open_dataset
 from vlm.data.sample import Sample
+from vlm.data.stream.examples import ChatExamples
+from vlm.data.stream.loader import make_loader
+from vlm.data.stream.order import RowOrder, shuffled
+from vlm.data.stream.plan import describe as describe_order
+from vlm.data.stream.plan import plan_order
 from vlm.distributed.collectives import wait_for_all
 from vlm.distributed.launch import choose_precision
 from vlm.errors import ConfigError

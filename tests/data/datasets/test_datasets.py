@@ -11,7 +11,7 @@ from tiny_archives import build, content, opened
 
 from vlm.data.datasets import DATASETS
 from vlm.data.datasets.cauldron import SUBSETS
-from vlm.data.prepare import prepare
+from vlm.data.preparation.prepare import prepare
 from vlm.data.reader import open_dataset
 from vlm.data.sample import Dropped, Sample
 from vlm.errors import VLMError

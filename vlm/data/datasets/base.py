@@ -1,6 +1,6 @@
 """What a dataset is before it is prepared: data about it, and one function that reads its sources. Imports no torch.
 
-`vlm.data.prepare` gets the archives, checks rows and pictures and writes both; a dataset's own file says which archives there are, and which rows they make.
+`vlm.data.preparation.prepare` gets the archives, checks rows and pictures and writes both; a dataset's own file says which archives there are, and which rows they make.
 """
 
 from collections.abc import Callable, Iterable, Mapping

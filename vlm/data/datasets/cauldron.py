@@ -94,7 +94,7 @@ class _PictureFolder:
     """Where pictures are written when rows are read: beside what the preparation downloaded or extracted, which it deletes together; never among a user's files."""
 
     def __init__(self, place: Path):
-        from vlm.data.archives import FOLDER
+        from vlm.data.archives.store import FOLDER
 
         if place.parent.name == FOLDER:
             self.path = place.with_name(f"{place.name}.pictures")

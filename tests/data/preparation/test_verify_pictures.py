@@ -1,0 +1,140 @@
+import hashlib
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlm.data.preparation import verify_pictures as module
+from vlm.data.preparation.verify_pictures import MISSING, UNREADABLE, PictureChecker, Verdict, look_ahead, look_at
+from vlm.errors import ConfigError
+
+ORIENTATION = 0x0112  # EXIF's tag
+
+
+def save(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 10), **settings) -> Path:
+    Image.new(mode, size).save(path, **settings)
+    return path
+
+
+def turned(path: Path, orientation: int) -> Path:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return save(path, exif=exif)
+
+
+@pytest.mark.parametrize("verify", ["decode", "header"])
+@pytest.mark.parametrize(
+    ("name", "mode"), [("a.png", "RGB"), ("a.gif", "P"), ("a.jpg", "CMYK"), ("a.jpg", "L"), ("16.png", "I;16"), ("a.webp", "RGBA"), ("a.tif", "1")]
+)
+def test_readable_pictures_have_height_and_width(tmp_path: Path, name: str, mode: str, verify: str):
+    assert look_at(save(tmp_path / name, mode), verify=verify) == Verdict(size=(10, 20))
+
+
+@pytest.mark.parametrize("verify", ["decode", "header"])
+@pytest.mark.parametrize(("orientation", "size"), [(1, (10, 20)), (3, (10, 20)), (5, (20, 10)), (6, (20, 10)), (8, (20, 10))])
+def test_size_is_that_of_the_upright_picture(tmp_path: Path, orientation: int, size: tuple[int, int], verify: str):
+    assert look_at(turned(tmp_path / "a.jpg", orientation), verify=verify).size == size
+
+
+def test_missing_file_is_told_from_an_unreadable_one(tmp_path: Path):
+    assert look_at(tmp_path / "no.png", verify="decode").reason == MISSING
+    (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
+    for verify in ("decode", "header"):
+        verdict = look_at(tmp_path / "text.png", verify=verify)
+        assert verdict.reason == UNREADABLE and "it is no picture" in verdict.detail and verdict.size is None
+    assert look_at(tmp_path / "text.png", verify="off") == Verdict()
+    assert look_at(tmp_path / "no.png", verify="off").reason == MISSING
+
+
+def test_truncated_picture_is_found_by_decoding_only(tmp_path: Path):
+    data = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(data, "JPEG")
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(data.getvalue()[: len(data.getvalue()) // 2])
+    verdict = look_at(path, verify="decode")
+    assert verdict.reason == UNREADABLE and "truncated" in verdict.detail
+    assert look_at(path, verify="header") == Verdict(size=(64, 64))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_half_of_a_picture_followed_by_zeros_is_damaged(tmp_path: Path, suffix: str):
+    path = tmp_path / f"half.{suffix}"
+    Image.effect_noise((64, 64), 90).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data + bytes(100))
+    assert look_at(path, verify="decode") == Verdict(size=(64, 64))  # zeros behind the end do no harm
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    verdict = look_at(path, verify="decode")
+    assert verdict.reason == UNREADABLE and "is damaged" in verdict.detail
+    assert look_at(path, verify="header") == Verdict(size=(64, 64))
+
+
+def test_floating_point_values_and_decompression_bombs_are_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    verdict = look_at(save(tmp_path / "a.tif", "F"), verify="decode")
+    assert verdict.reason == UNREADABLE and "floating-point" in verdict.detail
+    path = save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
+    assert look_at(path, verify="decode").size == (10, 20)  # PIL only warns up to twice the limit
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 99)
+    verdict = look_at(path, verify="decode")
+    assert verdict.reason == UNREADABLE and "decompression bomb" in verdict.detail
+
+
+def test_digest_is_the_sha256_of_the_file(tmp_path: Path):
+    path = save(tmp_path / "a.png")
+    assert look_at(path, verify="header", digest=True).digest == hashlib.sha256(path.read_bytes()).digest()
+
+
+def test_processes_give_the_verdicts_of_this_process_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "FEW", 2)
+    paths = [save(tmp_path / f"{i}.png", size=(i + 1, 3)) for i in range(40)]
+    paths.insert(20, tmp_path / "no.png")
+    with PictureChecker(workers=2) as checker:
+        seen = list(checker.start(paths))
+        assert checker._pool is not None
+    assert seen == [look_at(path, verify="decode") for path in paths]
+
+
+def test_each_file_is_looked_at_once_and_every_item_after_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "ITEMS_A_BLOCK", 2)
+    files = {name: save(tmp_path / f"{name}.png") for name in "abc"} | {"no": None}
+    asked: list[Path] = []
+
+    class Counting(PictureChecker):
+        def start(self, paths):
+            asked.extend(paths)
+            return super().start(paths)
+
+    verdicts: dict[str, Verdict] = {}
+    items = ["a", "b", "a", "no", "c", "a"]
+    with Counting(workers=1) as checker:
+        for item, expected in zip(look_ahead(items, files=lambda item: {item: files[item]}, checker=checker, verdicts=verdicts), items, strict=True):
+            assert item == expected and item in verdicts
+        assert list(look_ahead(["b"], files=lambda item: {item: files[item]}, checker=checker, verdicts=verdicts)) == ["b"]
+    assert sorted(asked) == sorted(files[name] for name in "abc")
+    assert verdicts["no"] == Verdict(reason=MISSING, detail="There is no image file no.")
+
+
+def test_verdicts_name_pictures_as_the_user_knows_them(tmp_path: Path):
+    (tmp_path / "hidden.png").write_bytes(b"no picture")
+    verdicts: dict[str, Verdict] = {}
+    with PictureChecker(workers=1) as checker:
+        list(look_ahead(["x"], files=lambda item: {"train/1.png": tmp_path / "hidden.png"}, checker=checker, verdicts=verdicts))
+    assert verdicts["train/1.png"].detail.startswith("The image file train/1.png cannot be read: it is no picture")
+
+
+def test_dead_worker_is_one_line_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "FEW", 0)
+    with PictureChecker(workers=2) as checker:
+        list(checker.start([save(tmp_path / "a.png")]))
+        for process in list(checker._pool._processes.values()):
+            process.kill()
+        with pytest.raises(ConfigError, match=r"died.*--workers"):
+            for _ in range(100):
+                list(checker.start([tmp_path / "a.png"]))
+
+
+def test_less_than_one_worker_is_refused():
+    with pytest.raises(ConfigError, match=r"--workers is 0; at least 1"):
+        PictureChecker(workers=0)

@@ -1,0 +1,1 @@
+"""Archives of published data: downloaded, checked and extracted. Knows no dataset."""
