@@ -84,13 +84,16 @@ def write(folder: Path, num_rows: int) -> None:
 def read(folder: Path, *, started: float) -> dict[str, Any]:
     """Open the dataset, get the first batch, read on to 2,000 random rows, and look at the workers."""
     from vlm.conf.schema import BatchPlan
-    from vlm.data.examples import ChatExamples
-    from vlm.data.loader import make_loader
-    from vlm.data.order import shuffled
     from vlm.data.reader import open_dataset
+    from vlm.data.stream.examples import ChatExamples
+    from vlm.data.stream.loader import make_loader
+    from vlm.data.stream.order import shuffled
 
     tokenizer, template = load_tokenizer()
     imported = time.time()
+    import datasets  # noqa: F401  `open_dataset` would: most of its time
+
+    ready = time.time()
     samples = open_dataset(str(folder), data_root=folder.parent)
     opened = time.time()
     from vlm.types import ImagePolicy
@@ -116,6 +119,7 @@ def read(folder: Path, *, started: float) -> dict[str, Any]:
     assert len(workers) == WORKERS, f"{len(workers)} child processes"
     return {
         "import": imported - started,
+        "datasets": ready - imported,
         "open": opened - imported,
         "first_batch": first - imported,
         "from_start": first - started,
@@ -175,6 +179,7 @@ def report(measured: dict[int, dict[str, Any]]) -> None:
         "very first time: to the first batch, s": "very_first_batch",
         "later: open, s": "open",
         "later: open to first batch, s": "first_batch",
+        "of which the import of datasets, s": "datasets",
         "later: process start to first batch, s": "from_start",
         "of which imports and tokenizer, s": "import",
         "worker: USS, MB": "uss",

@@ -35,12 +35,12 @@ from vlm.backbones.vision import VISION
 from vlm.backbones.vision.base import Normalize
 from vlm.conf.schema import BatchPlan
 from vlm.data.chat import encode_chat
-from vlm.data.collate import collate_singly
-from vlm.data.examples import ChatExamples
 from vlm.data.image import load_image, to_tiles
-from vlm.data.loader import make_loader
-from vlm.data.order import shuffled
 from vlm.data.reader import open_dataset
+from vlm.data.stream.collate import collate_singly
+from vlm.data.stream.examples import ChatExamples
+from vlm.data.stream.loader import make_loader
+from vlm.data.stream.order import shuffled
 from vlm.errors import MissingPackageError
 from vlm.messages import IMAGE_PLACEHOLDER
 from vlm.types import ImagePolicy
