@@ -20,6 +20,8 @@ def test_no_preset_sets_anything_in_vain(name):
         ({"stage": replace(BASE.stage, decay_ratio=0.1)}, "--stage.decay-ratio"),
         ({"stage": replace(BASE.stage, schedule="constant", final_lr_ratio=0.1)}, "--stage.final-lr-ratio"),
         ({"stage": replace(BASE.stage, epochs=2.0)}, "--stage.epochs"),
+        ({"stage": replace(BASE.stage, group_by_length=True, pack_length=512)}, "--stage.group-by-length"),
+        ({"stage": replace(BASE.stage, mixture_by="tokens")}, "--stage.mixture-by"),
         ({"stage": replace(BASE.stage, lr=LearningRates(language=1e-4))}, "--stage.lr.connector"),
         ({"tracking": TrackingConfig(wandb_project="mine")}, "--tracking.wandb-project"),
         ({"tracking": TrackingConfig(sample_every=5)}, "--tracking.sample-every"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm.data.image import load_image, load_tiles, to_tiles
+from vlm.data.image import load_image, load_tiles, picture_size, to_tiles
 from vlm.errors import DataFormatError
 from vlm.types import ImageLayout, ImagePolicy
 
@@ -161,3 +161,38 @@ def test_picture_too_large_to_be_true_is_named(tmp_path: Path, monkeypatch: pyte
     with warnings.catch_warnings(), pytest.raises(DataFormatError, match=r"x\.png cannot be read: .*pixels"):
         warnings.simplefilter("ignore")
         load_image(path)
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear", "lanczos", "nearest"])
+def test_cropping_between_the_passes_of_the_resize_changes_no_bit(resample: str):
+    rng = np.random.default_rng(0)
+    for _ in range(25):
+        height, width = rng.integers(20, 300, 2).tolist()
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for size in (32, 56):
+            short = min(height, width)
+            wide, high = (size if side == short else int(size * side / short) for side in (width, height))
+            whole = image.resize((wide, high), Image.Resampling[resample.upper()])
+            left, top = (wide - size) // 2, (high - size) // 2
+            tiles, _ = to_tiles(image, ImagePolicy(size=size, mode="crop", resample=resample))
+            assert np.array_equal(tiles[0].permute(1, 2, 0).numpy(), np.asarray(whole.crop((left, top, left + size, top + size))))
+
+
+def test_reduced_jpeg_is_an_option_and_close(tmp_path: Path):
+    path = tmp_path / "large.jpg"
+    Image.linear_gradient("L").resize((640, 480)).convert("RGB").save(path, quality=95)
+    full, _ = load_tiles(path, ImagePolicy(size=64))
+    reduced, _ = load_tiles(path, ImagePolicy(size=64, reduced_jpeg=True))
+    assert load_image(path, at_least=64).size == (160, 120)  # an eighth would be 60 pixels high
+    assert load_image(path).size == (640, 480)
+    assert (full.int() - reduced.int()).abs().max() < 12
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_size_from_the_head_is_that_of_the_upright_picture(tmp_path: Path, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.jpg"
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    upright = load_image(path)
+    assert picture_size(path) == (upright.height, upright.width)

@@ -117,11 +117,11 @@ def test_picture_that_cannot_be_read_is_named(fails, tmp_path, broken, num_worke
 @pytest.mark.parametrize(
     ("conversations", "named"),
     [
-        ([], "is empty: it has no conversation"),
+        ([], "has no row: its array is empty"),
         ([{"id": "a", "conversations": turns("only a question")}], "row 1: the answer is missing"),
         ([{"id": "a", "conversations": turns("<image>?", "yes")}], "placeholder"),
         ([{"id": "a", "image": ["red.png", "red.png"], "conversations": turns("<image>?", "yes")}], "placeholder"),
-        ([{"id": "far", "conversations": turns("why?", "because " * 600)}], "'far' has"),
+        ([{"id": "far", "conversations": turns("why? " * 600, "because")}], "Sample 'far': The first exchange"),
     ],
     ids=["empty", "no answer", "no picture", "too many pictures", "too long"],
 )
@@ -131,7 +131,7 @@ def test_data_that_does_not_fit_is_named(fails, tmp_path, conversations, named):
 
 def test_sequence_longer_than_the_setting_gets_the_setting(fails):
     line = fails(*ALIGN, "--stage.max-length", 30)
-    assert "the longest allowed is 30. Raise --stage.max-length" in line
+    assert "and 30 are allowed. Raise --stage.max-length" in line
 
 
 def test_context_longer_than_the_model_is_refused(fails):

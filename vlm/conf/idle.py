@@ -14,6 +14,10 @@ def _stage(stage: StageConfig) -> list[str]:
         said.append(f"--stage.decay-ratio has no effect with --stage.schedule {stage.schedule}: it belongs to wsd.")
     if stage.schedule == "constant" and stage.final_lr_ratio != StageConfig.final_lr_ratio:
         said.append("--stage.final-lr-ratio has no effect with --stage.schedule constant.")
+    if stage.group_by_length and stage.pack_length is not None:
+        said.append("--stage.group-by-length has no effect with --stage.pack-length, which fills every row.")
+    if stage.mixture_by == "tokens" and ":" not in stage.dataset:
+        said.append("--stage.mixture-by tokens has no effect: --stage.dataset states no shares.")
     if stage.max_steps is not None and stage.epochs != StageConfig.epochs:
         said.append(f"--stage.epochs has no effect: --stage.max-steps {stage.max_steps} says how long the stage is.")
     return said

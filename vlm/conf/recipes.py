@@ -37,6 +37,7 @@ def llava_recipe(
         lr=LearningRates(connector=2e-5, language=2e-5 if lora is None else 2e-4),
         global_batch_size=128,
         per_device_batch_size=16,
+        group_by_length=True,
         gradient_checkpointing=True,
     )
     adapted = replace(model, lora=LoRATowers(language=lora)) if lora is not None else model

@@ -119,8 +119,7 @@ class StageConfig:
     name: str
     """What run folders call this stage: align, finetune, or a word of yours."""
     dataset: str
-    """Prepared dataset below --data-root (`vlm preprocess`), `name@split` for another split than train, or a path to one or to data of your own. Several
-    with commas: `a,b` takes each once an epoch, `a:0.7,b:0.3` states shares, `a:2x,b` passes."""
+    """Dataset below --data-root (`vlm preprocess`), or a path; with commas a mixture: `a,b` each once an epoch, `a:0.7,b:0.3` shares, `a:2x,b` passes."""
     lr: LearningRates
     """Peak learning rates."""
     validation: str = ""
@@ -132,7 +131,7 @@ class StageConfig:
     pack_length: int | None = None
     """Tokens a row: conversations are packed into rows of that many, none sees another, and batch sizes count rows. None: one conversation a row."""
     group_by_length: bool = False
-    """Batches of similar modality and falling length, for less padding: without --stage.pack-length."""
+    """Steps of one modality where possible, from long to short, for less padding; for use without --stage.pack-length."""
     share_images: bool = False
     """Conversations about the same pictures stand in one row and share the pictures' tokens; each sees the pictures and itself alone."""
     reduced_jpeg: bool = False
@@ -175,8 +174,6 @@ class StageConfig:
             )
         _check_folder_word("stage", self.name)
         _check_at_least(1, "stage", max_steps=self.max_steps, max_length=self.max_length, pack_length=self.pack_length)
-        if self.group_by_length and self.pack_length is not None:
-            raise ConfigError("--stage.group-by-length has no effect with --stage.pack-length, which fills every row. Remove one of them.")
         _check_at_least(0, "stage", num_workers=self.num_workers, weight_decay=self.weight_decay)
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"--stage.clip-norm is {self.clip_norm}; it must be positive, and None means no clipping.")

@@ -121,6 +121,11 @@ def _conversations(picture: Picture, options: EasyVQAOptions) -> list[Row]:
     return [_conversation(picture, choose_questions(picture, options))]
 
 
+def _chosen(picture: Picture, options: EasyVQAOptions) -> list[Row]:
+    pairs = choose_questions(picture, options)
+    return [_conversation(picture, [pair], suffix=f"/{i}") for i, pair in enumerate(pairs)]
+
+
 def _questions(picture: Picture, options: EasyVQAOptions) -> list[Row]:
     return [_conversation(picture, [pair], suffix=f"/{i}", type=question_type(pair[1])) for i, pair in enumerate(picture.questions)]
 
@@ -147,6 +152,11 @@ SPECS = {
         open=partial(_open, _conversations),
         splits=("train", "test"),
         description="colored shapes: one conversation a picture, up to 4 questions and the caption in random order",
+    ),
+    "easy-vqa-single": _spec(
+        open=partial(_open, _chosen),
+        splits=("train", "test"),
+        description="colored shapes: the same questions and captions one a row, for --stage.share-images",
     ),
     "easy-vqa-captions": _spec(
         open=partial(_open, _captions),
