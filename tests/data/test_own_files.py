@@ -64,6 +64,28 @@ def test_a_table_without_the_columns_is_refused_with_its_headers(tmp_path: Path)
         own_rows(path, pictures=tmp_path)
 
 
+def test_the_format_is_that_of_the_first_row_that_has_one(tmp_path: Path):
+    path = tmp_path / "my.jsonl"
+    path.write_text('not JSON\n[]\n{"image": "a.jpg"}\n{"image": "a.jpg", "caption": "A dog"}\n{"image": "b.jpg"', encoding="utf-8")
+    _, rows = opened(path)
+    assert [(row.reason, row.where) if isinstance(row, Dropped) else row for row in rows] == [
+        ("not JSON", f"{path}, row 1"),
+        ("the row is not an object", f"{path}, row 2"),
+        ("a column is missing", f"{path}, row 3"),
+        captioned("4", "a.jpg", "A dog"),
+        ("not JSON", f"{path}, row 5"),
+    ]
+    assert isinstance(rows[0], Dropped)
+    assert rows[0].detail == "not JSON: Expecting value, at line 1, character 1 of the file."
+
+
+def test_a_file_without_one_whole_row_is_refused_with_the_fault_of_its_first(tmp_path: Path):
+    path = tmp_path / "my.jsonl"
+    path.write_text("x\n" * 200, encoding="utf-8")
+    with pytest.raises(DataFormatError, match=r"my\.jsonl, row 1: not JSON: Expecting value, at line 1, character 1 of the file\.$"):
+        own_rows(path, pictures=tmp_path)
+
+
 def test_a_folder_of_pictures_with_texts_beside_them(tmp_path: Path):
     root = tmp_path / "mine"
     (root / "b").mkdir(parents=True)

@@ -11,13 +11,14 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vlm.data.formats import FORMATS
 from vlm.data.formats.base import CAPTION_REQUEST, faulty, finished, pairs_of_turns, shown, text_of, with_placeholders
 from vlm.data.formats.pictures import holds_pictures
-from vlm.data.formats.sources import FILE_SUFFIXES, first_row
+from vlm.data.formats.sources import FILE_SUFFIXES, first_rows
 from vlm.data.manifest import MANIFEST
 from vlm.data.sample import Row
 from vlm.errors import DataFormatError
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TEXT_SUFFIX = ".txt"
+LOOKED_AT = 100  # rows, to find one that is not faulty and tells the format
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,7 @@ def own_rows(path: Path, *, pictures: Path) -> OwnFiles:
         raise DataFormatError(f"There is no file or folder {path}.")
     if path.is_file() and path.suffix.lower() not in FILE_SUFFIXES:
         raise DataFormatError(f"{path} is of no known kind; expected {', '.join(FILE_SUFFIXES)}, or a folder.")
-    row = first_row(path)
-    name = _format_of(path, row)
+    name, row = _recognized(path)
     log.info("%s is read as %s.", path, FORMATS[name].description)
     beside = path if path.is_dir() else path.parent
     return OwnFiles(FORMATS[name].read(path, pictures=pictures), pictures if holds_pictures(row) else beside)
@@ -76,13 +77,20 @@ def recognizes_own(path: Path) -> bool:
     return path.suffix.lower() in FILE_SUFFIXES
 
 
-def _format_of(path: Path, row: Any) -> str:
-    if isinstance(row, dict):
-        for name, spec in FORMATS.items():
-            if spec.recognizes(row):
-                return name
+def _recognized(path: Path) -> tuple[str, Any]:
+    """The format of a file, and the row that tells it: the first one that is of any format."""
+    rows = []
+    for row in islice(first_rows(path), LOOKED_AT):
+        if isinstance(row, dict):
+            for name, spec in FORMATS.items():
+                if spec.recognizes(row):
+                    return name, row
+        rows.append(row)
+    whole = [row for row in rows if not isinstance(row, DataFormatError)]
+    if not whole:
+        raise DataFormatError(f"{path}, row 1: {rows[0]}")
+    found = f"the keys {shown(sorted(map(str, whole[0])))}" if isinstance(whole[0], dict) else shown(whole[0])
     known = "; ".join(spec.description for spec in FORMATS.values())
-    found = f"the keys {shown(sorted(map(str, row)))}" if isinstance(row, dict) else shown(row)
     raise DataFormatError(f"{path} is of no known format: its first row has {found}. Known formats: {known}.")
 
 

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlm.data.formats.sources import first_row, numbered_rows
+from vlm.data.formats.sources import first_rows, numbered_rows
 from vlm.errors import DataFormatError
 
 
@@ -64,7 +64,7 @@ def test_a_row_of_other_length_stands_for_its_fault(tmp_path: Path):
 def test_a_broken_table_is_an_error(tmp_path: Path, text: str | bytes, message: str):
     with pytest.raises(DataFormatError, match=message):
         path = written(tmp_path, text)
-        first_row(path)
+        list(first_rows(path))
         values(path)
 
 

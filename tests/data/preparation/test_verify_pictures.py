@@ -138,3 +138,9 @@ def test_dead_worker_is_one_line_with_a_remedy(tmp_path: Path, monkeypatch: pyte
 def test_less_than_one_worker_is_refused():
     with pytest.raises(ConfigError, match=r"--workers is 0; at least 1"):
         PictureChecker(workers=0)
+
+
+def test_a_name_too_long_for_a_file_is_a_missing_picture(tmp_path: Path):
+    verdict = look_at(tmp_path / f"{'x' * 300}.jpg", verify="decode")
+    assert verdict.reason == "image file missing"
+    assert verdict.detail.endswith("xxx.jpg: the name is too long for one.")

@@ -30,7 +30,7 @@ class Format:
     Attributes:
         read: Rows of a file, with image paths as the file states them. Gets the file (for Parquet, a folder of files too), and by the keyword
             `pictures` the folder where pictures that lie inside the rows are written, or None to refuse such rows.
-        recognizes: Whether a file whose first row has these keys and values is of this format; no row is of two formats.
+        recognizes: Whether a file with a row of these keys and values is of this format; no row is of two formats.
         description: One line.
         aliases: Other names.
     """

@@ -1,12 +1,13 @@
 """The rows of a JSON file, one at a time: an array of rows, or one row after the other (JSON lines). Knows no format.
 
 What the file begins with decides, not its name: many files of lines are called `.json`. Memory is that of a piece of the file, however long it is.
+A broken line costs its row; a fault in an array costs the file, because nobody knows where its next row begins.
 """
 
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,14 +17,22 @@ PIECE = 2**18  # characters read at a time: many rows, little memory
 MAX_ROW = 2**26  # characters of one row, pictures in base64 included; longer ones mean that a bracket is missing
 MARGIN = 12  # longest stretch that the end of a piece can cut in two without JSON's own complaint: two \uXXXX of one character
 SPACE = " \t\r\n"
-LONG_OBJECT = 2**20  # characters from which `first_json_value` does not read an object whole
+LONG_OBJECT = 2**20  # characters from which `beginning_of_rows` does not read an object whole
+
+
+class _NotJSON(DataFormatError):
+    """Text that cannot be decoded; `said` is the fault without file and row."""
+
+    def __init__(self, row: str, said: str):
+        super().__init__(f"{row}: {said}")
+        self.said = said
 
 
 def read_json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Numbers from 1 and decoded values of the rows.
+    """Numbers from 1 and decoded values of the rows; of a line that cannot be decoded, the error that says why.
 
     Raises:
-        DataFormatError: If the file cannot be read, is empty, or is not JSON; row, line and character are named.
+        DataFormatError: If the file cannot be read, is empty, or holds an array that is not JSON; row, line and character are named.
     """
     with _opened(path) as file:
         window = _Window(path, file)
@@ -33,23 +42,20 @@ def read_json_rows(path: Path) -> Iterator[tuple[int, Any]]:
         yield from _array(window) if first == "[" else _lines(window)
 
 
-def first_json_value(path: Path) -> Any:
-    """The first row of a file, for a look at its keys; of a very long object, its members up to the first list, and of that the first item alone.
+def beginning_of_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """As `read_json_rows`, for a look at the first rows' keys: of a very long object, which is a file of its own, its members up to the first list with one item.
 
     Raises:
         DataFormatError: As for `read_json_rows`; also if an array has no row.
     """
-    with _opened(path) as file:
-        window = _Window(path, file, longest=LONG_OBJECT)
-        mark = window.peek()
-        if mark == "{":
-            try:
-                return window.value()
-            except DataFormatError:
-                return _beginning(path)
-    for _, row in read_json_rows(path):
-        return row
-    raise DataFormatError(f"{path} has no row: its array is empty.")
+    if (long := _long_object(path)) is not None:
+        yield 1, long
+        return
+    number = 0
+    for number, row in read_json_rows(path):
+        yield number, row
+    if not number:
+        raise DataFormatError(f"{path} has no row: its array is empty.")
 
 
 def load_json(path: Path) -> Any:
@@ -98,6 +104,15 @@ class _Window:
                 return ""
             self._read()
 
+    def skip_line(self) -> None:
+        """Pass over the rest of the line."""
+        while (end := self.text.find("\n", self.at)) < 0:
+            self.at = len(self.text)
+            if self.ended:
+                return
+            self._read()
+        self.at = end + 1
+
     def take(self) -> None:
         """Pass over the character that `peek` showed."""
         self.at += 1
@@ -134,13 +149,12 @@ class _Window:
                 raise self.error(f"the row is longer than {self.longest:,} characters; a bracket or quotation mark may be missing")
             self._read()
 
-    def error(self, fault: str, at: int | None = None) -> DataFormatError:
+    def error(self, fault: str, at: int | None = None) -> _NotJSON:
         """An error that names the row and the place."""
         at = self.at if at is None else at
         line = self._lines + self.text.count("\n", 0, at) + 1
-        return DataFormatError(
-            f"{self.path}, row {self.row}: not JSON: {fault.rstrip('.')}, at line {line}, character {self._characters + at + 1:,} of the file."
-        )
+        place = f"at line {line}, character {self._characters + at + 1:,} of the file"
+        return _NotJSON(f"{self.path}, row {self.row}", f"not JSON: {fault.rstrip('.').removesuffix(' at')}, {place}.")
 
     def _read(self) -> None:
         """Forget what is decoded and read on, as much as is left at least: a long row is then decoded again only a few times."""
@@ -178,8 +192,29 @@ def _array(window: _Window) -> Iterator[tuple[int, Any]]:
 
 def _lines(window: _Window) -> Iterator[tuple[int, Any]]:
     while window.peek():
-        yield window.row, window.value()
+        try:
+            value = window.value()
+        except _NotJSON as error:  # the window stands where the row begins: the next line does not belong to it
+            value = DataFormatError(error.said)
+            window.skip_line()
+        yield window.row, value
         window.row += 1
+
+
+def _long_object(path: Path) -> dict[str, Any] | None:
+    """The beginning of the object that a file begins with, or None if it is short, broken or no object."""
+    with _opened(path) as file:
+        window = _Window(path, file, longest=LONG_OBJECT)
+        if window.peek() != "{":
+            return None
+        with suppress(_NotJSON):
+            window.value()
+        if len(window.text) <= LONG_OBJECT:
+            return None
+    try:
+        return _beginning(path)
+    except _NotJSON:
+        return None
 
 
 def _beginning(path: Path) -> dict[str, Any]:

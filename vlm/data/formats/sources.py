@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlm.data.formats.json_rows import first_json_value, read_json_rows
+from vlm.data.formats.json_rows import beginning_of_rows, read_json_rows
 from vlm.errors import DataFormatError, MissingPackageError
 
 JSON_SUFFIXES = (".json", ".jsonl")
@@ -35,17 +35,19 @@ def numbered_rows(path: Path) -> Iterator[tuple[Path, int, Any]]:
             yield from _parquet_rows(file) if file.suffix == ".parquet" else _arrow_rows(file)
 
 
-def first_row(path: Path) -> Any:
-    """The first row of a file, for a look at its keys; of a very long object its beginning.
+def first_rows(path: Path) -> Iterator[Any]:
+    """The values of the rows, or the errors that stand for them, for a look at the first ones' keys; of a very long object its beginning.
 
     Raises:
         DataFormatError: If the file has no row, or cannot be read.
     """
-    if path.suffix.lower() in JSON_SUFFIXES and not path.is_dir():
-        return first_json_value(path)
-    for _, _, value in numbered_rows(path):
-        return value
-    raise DataFormatError(f"{path} has no row.")
+    is_json = path.suffix.lower() in JSON_SUFFIXES and not path.is_dir()
+    empty = True
+    for *_, value in beginning_of_rows(path) if is_json else numbered_rows(path):
+        empty = False
+        yield value
+    if empty:
+        raise DataFormatError(f"{path} has no row.")
 
 
 def table_files(path: Path) -> list[Path]:

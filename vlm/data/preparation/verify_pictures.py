@@ -3,6 +3,7 @@
 Many pictures are decoded in worker processes, which start in a way that is safe beside threads (forkserver, or spawn where there is none).
 """
 
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -62,13 +63,15 @@ def look_at(path: Path, *, verify: Verify, digest: bool = False) -> Verdict:
         verify: decode (read every pixel, as training will, and the checksums of a PNG), header (size and format only), or off (only whether there is a file).
         digest: Whether to hash its bytes.
     """
-    if not path.is_file():
-        return Verdict(reason=MISSING, detail=f"There is no image file {path}.")
     try:
+        if not path.is_file():
+            return Verdict(reason=MISSING, detail=f"There is no image file {path}.")
         with warnings.catch_warnings(action="ignore"):  # PIL warns of odd but readable files, once for each of a million
             size = None if verify == "off" else _decoded_size(path) if verify == "decode" else _header_size(path)
         return Verdict(size, digest=_sha256(path) if digest else b"")
     except (DataFormatError, OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return Verdict(reason=MISSING, detail=f"There is no image file {path}: the name is too long for one.")
         return Verdict(reason=UNREADABLE, detail=" ".join(str(error).split()) or type(error).__name__)
 
 
