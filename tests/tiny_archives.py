@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from vlm.data.datasets import DATASETS
-from vlm.data.datasets.base import Source
+from vlm.data.datasets.base import EMBEDDED, Source
 
 FORMATS = {".jpg": "JPEG", ".gif": "GIF", ".png": "PNG"}
 SHARE_CAPTIONS = "share-captioner_coco_lcs_sam_1246k_1107.json"
@@ -27,9 +27,9 @@ def build(dataset_id: str, folder: Path) -> None:
 
 
 def places_of(dataset_id: str, folder: Path) -> dict[str, Path]:
-    """The archives of a dataset, extracted where they are archives: what its `open` gets."""
+    """The archives of a dataset, extracted where they are archives, and a folder for pictures inside them: what its `open` gets."""
     build(dataset_id, folder)
-    places: dict[str, Path] = {}
+    places = {EMBEDDED: folder / "embedded"}
     for archive in DATASETS[dataset_id].archives:
         file, target = folder / archive.file, folder / f"{archive.file}.files"
         if zipfile.is_zipfile(file):

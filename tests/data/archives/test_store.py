@@ -40,8 +40,6 @@ def test_archives_are_folders_and_other_files_themselves(tmp_path: Path, given: 
 def test_everything_made_for_a_preparation_goes_with_it(tmp_path: Path, given: Path):
     store = ArchiveStore(tmp_path / "data", mirror=str(given))
     store.open(archives(given))
-    (store.folder / "rows.parquet.pictures").mkdir()
-    (store.folder / "rows.parquet.pictures" / "a.png").touch()
     (store.folder / "pictures.zip.preparing").touch()
     store.clean(archives(given))
     assert not store.folder.exists()

@@ -1,11 +1,13 @@
-import gc
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
-from tiny_archives import opened, picture, places_of
+from tiny_archives import build, opened, picture, places_of
 
 from vlm.data.datasets import DATASETS
 from vlm.data.datasets.cauldron import SHARDS, SUBSETS, archives
+from vlm.data.preparation.prepare import prepare
 from vlm.data.sample import Sample
 from vlm.errors import DataFormatError
 
@@ -37,24 +39,24 @@ def test_questions_about_a_picture_are_turns_and_pictures_keep_their_bytes(tmp_p
     assert [file and file.read_bytes() for file in files] == [picture(f"the-cauldron-ai2d-0000.parquet/{name}.png") for name in "abc"]
 
 
-def test_pictures_do_not_land_among_a_users_files_and_go_with_the_source(tmp_path: Path):
+def test_pictures_are_written_into_the_folder_for_them_alone(tmp_path: Path):
     source = opened("the-cauldron-ai2d", tmp_path)
     one, _ = source.rows("train")
     assert isinstance(one, Sample)
-    file = source.locate(one.images[0])
-    assert file is not None and not file.is_relative_to(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["the-cauldron-ai2d-0000.parquet"]
-    del source
-    gc.collect()
-    assert not file.exists()
+    assert source.locate(one.images[0]) == tmp_path / "embedded" / one.images[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["embedded", "the-cauldron-ai2d-0000.parquet"]
 
 
-def test_pictures_of_downloads_lie_beside_them_to_be_linked(tmp_path: Path):
-    source = opened("the-cauldron-okvqa", tmp_path / ".archives")
-    one, _ = source.rows("train")
-    assert isinstance(one, Sample)
-    assert source.locate(one.images[0]) == tmp_path / ".archives/the-cauldron-okvqa.tar.files.pictures" / one.images[0]
-    assert source.locate(Path("../the-cauldron-okvqa.tar")) is None
+def test_a_preparation_links_the_pictures_of_given_archives_and_leaves_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    given, root = tmp_path / "given", tmp_path / "data"
+    build("the-cauldron-ai2d", given)
+    monkeypatch.setattr(shutil, "copyfile", None)
+    monkeypatch.setattr(tempfile, "mkdtemp", None)
+    prepared = prepare("the-cauldron-ai2d", root, from_archives=given)
+    assert prepared.manifest.splits["train"].images == 3
+    assert [path.name for path in given.iterdir()] == ["the-cauldron-ai2d-0000.parquet"]
+    assert [path.name for path in root.iterdir()] == ["the-cauldron-ai2d"]
+    assert sorted(path.name for path in prepared.folder.iterdir()) == ["images", "manifest.json", "samples-train.parquet"]
 
 
 def test_a_tar_without_parquet_files_is_named(tmp_path: Path):

@@ -14,7 +14,7 @@ from vlm.data.datasets.base import Archive
 from vlm.data.manifest import UsedArchive, file_sha256
 
 FOLDER = ".archives"
-DERIVED = (".files", ".pictures")  # end the names of what was extracted from an archive, and of the pictures that were inside a table
+EXTRACTED = ".files"  # ends the name of the folder that an archive was extracted to
 TEMPORARY = ".temporary"  # ends the name of a mark: what it names was made by a preparation, and goes with one
 
 
@@ -82,7 +82,7 @@ class ArchiveStore:
 
         missing = () if self.from_archives else tuple(archive for archive in archives if not (self.folder / archive.file).is_file())
         download = sum(max(0, archive.size - part_size(self.folder / archive.file)) for archive in missing)
-        packed = tuple(archive for archive in archives if is_archive(archive.file) and not (self.folder / f"{archive.file}.files.done").exists())
+        packed = tuple(archive for archive in archives if is_archive(archive.file) and not (self.folder / f"{archive.file}{EXTRACTED}.done").exists())
         untouched = [archive for archive in packed if not self._extracted(archive.file).exists()]  # one that was begun checks what it still needs
         return Needs(missing, packed, download, download + sum(archive.unpacked or archive.size for archive in untouched))
 
@@ -108,8 +108,7 @@ class ArchiveStore:
         fetched = fetch(archives, self.folder, mirror=self.mirror, from_archives=self.from_archives, meter=meter)
         for name, path in fetched.items():
             self._mark(name, made_now=name not in before and path == self.folder / name)
-            for suffix in DERIVED:
-                self._mark(f"{name}{suffix}", made_now=not (self.folder / f"{name}{suffix}").exists())
+            self._mark(f"{name}{EXTRACTED}", made_now=not self._extracted(name).exists())
         opened = {}
         for name, path in fetched.items():
             if is_archive(path):
@@ -121,21 +120,19 @@ class ArchiveStore:
     def clean(self, archives: Sequence[Archive]) -> None:
         """Delete what preparations have downloaded and extracted; what was there before the first of them stays."""
         for archive in () if self.keep else archives:
-            derived = tuple(f"{archive.file}{suffix}" for suffix in DERIVED)
-            for name in derived:
-                self._delete_marked(name)
-            self._delete_marked(archive.file, spare=derived)
+            self._delete_marked(f"{archive.file}{EXTRACTED}")
+            self._delete_marked(archive.file, spare=f"{archive.file}{EXTRACTED}")
         for folder in sorted({(self.folder / archive.file).parent for archive in archives}, reverse=True):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
     def kept(self, archives: Sequence[Archive]) -> list[Path]:
         """The files and folders of archives that are still there."""
-        names = [f"{archive.file}{suffix}" for archive in archives for suffix in ("", *DERIVED)]
+        names = [f"{archive.file}{suffix}" for archive in archives for suffix in ("", EXTRACTED)]
         return [self.folder / name for name in names if (self.folder / name).exists()]
 
     def _extracted(self, file: str) -> Path:
-        return self.folder / f"{file}.files"
+        return self.folder / f"{file}{EXTRACTED}"
 
     def _mark(self, name: str, *, made_now: bool) -> None:
         """Remember across a kill that an entry was made by us; --keep-archives takes the mark away, and the user's own folder gets none."""
@@ -145,14 +142,13 @@ class ArchiveStore:
         elif made_now:
             mark.touch()
 
-    def _delete_marked(self, name: str, *, spare: tuple[str, ...] = ()) -> None:
+    def _delete_marked(self, name: str, *, spare: str = "") -> None:
         """Delete an entry that is marked, with what lies beside it under its name and a suffix (marks, checks); of one that lies elsewhere, only the latter."""
         entry = self.folder / name
         if entry.exists() and not (self.folder / f"{name}{TEMPORARY}").exists():
             return
-        spared = tuple(Path(other).name for other in spare)
         for path in (entry, *entry.parent.glob(f"{escape(entry.name)}.*")):
-            if not (spared and path.name.startswith(spared)):
+            if not (spare and path.name.startswith(Path(spare).name)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 

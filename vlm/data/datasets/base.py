@@ -10,6 +10,8 @@ from typing import Any
 
 from vlm.data.sample import Row
 
+EMBEDDED = "embedded pictures"  # names, among the places that a dataset gets, an absolute folder for pictures that lie inside its files; it goes with the source
+
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
@@ -60,7 +62,8 @@ class DatasetSpec:
     """One dataset, known before any download.
 
     Attributes:
-        open: Opens the source. Gets the options, and for each archive by its `file` the folder that it was extracted to, or the file itself.
+        open: Opens the source. Gets the options, and places: for each archive by its `file` the folder that it was extracted to, or the file itself, and
+            by `EMBEDDED` a folder for pictures that lie inside such files.
         options: Settings of the preparation, a frozen dataclass; stored in the manifest.
         archives: What must be downloaded.
         parts: For a mix: names of the datasets that are read one after the other; a mix has neither archives nor rows of its own.

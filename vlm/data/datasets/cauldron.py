@@ -6,16 +6,13 @@ Of the other subsets nothing is downloaded: pack their Parquet files into one ta
 --from-archives.
 """
 
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlm.data.datasets.base import Archive, DatasetSpec, Source
+from vlm.data.datasets.base import EMBEDDED, Archive, DatasetSpec, Source
 from vlm.data.sample import Row
 from vlm.errors import DataFormatError
 
@@ -71,16 +68,16 @@ def archives(subset: str) -> tuple[Archive, ...]:
 
 
 def _open(files: tuple[str, ...], options: Any, places: Mapping[str, Path]) -> Source:
-    pictures = _PictureFolder(places[files[0]])
+    pictures = places[EMBEDDED]
 
     def rows(split: str) -> Iterator[Row]:
         from vlm.data.formats.cauldron import read_cauldron
 
         for path in _tables([places[file] for file in files]):
-            for row in read_cauldron(path, pictures=pictures.path):
+            for row in read_cauldron(path, pictures=pictures):
                 yield replace(row, id=f"{path.stem}/{row.id}")  # rows have no names, only numbers in their file
 
-    return Source(rows=rows, locate=pictures.locate)
+    return Source(rows=rows, locate=lambda name: pictures / name)
 
 
 def _tables(places: list[Path]) -> list[Path]:
@@ -88,24 +85,6 @@ def _tables(places: list[Path]) -> list[Path]:
     if not tables:
         raise DataFormatError(f"{places[0]} has no .parquet file: its archive is not one of a subset of The Cauldron.")
     return tables
-
-
-class _PictureFolder:
-    """Where pictures are written when rows are read: beside what the preparation downloaded or extracted, which it deletes together; never among a user's files."""
-
-    def __init__(self, place: Path):
-        from vlm.data.archives.store import FOLDER
-
-        if place.parent.name == FOLDER:
-            self.path = place.with_name(f"{place.name}.pictures")
-        else:
-            self.path = Path(tempfile.mkdtemp(prefix="vlm-pictures-"))
-            weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-    def locate(self, name: Path) -> Path | None:
-        """The file of a picture of a row that was read."""
-        file = self.path / name
-        return file if ".." not in name.parts and file.is_file() else None
 
 
 def _spec(subset: str) -> DatasetSpec:

@@ -27,7 +27,7 @@ from vlm.errors import ConfigError, DataFormatError
 
 log = logging.getLogger(__name__)
 
-EMBEDDED = ".embedded"  # pictures that the user's own files hold inside, until they have their place below images/
+EMBEDDED_FOLDER = ".embedded"  # of pictures that lie inside the source's files, until they have their place below images/
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]  # passes items through, and shows how far it is
 
@@ -204,7 +204,7 @@ def _make(work: Work, places: Places, checker: PictureChecker, run: _Run) -> Pre
     building = unfinished(folder)
     try:
         building.mkdir(parents=True)
-        source = work.open(places.opened, (building / EMBEDDED).absolute())
+        source = work.open(places.opened, (building / EMBEDDED_FOLDER).absolute())
         manifest = _build(building, work, source, checker, run)
         files = {archive.file for archive in work.archives}
         manifest = replace(manifest, archives=[archive for archive in places.used if archive.file in files], verified=run.verify)
@@ -216,13 +216,13 @@ def _make(work: Work, places: Places, checker: PictureChecker, run: _Run) -> Pre
 
 
 def _build(folder: Path, work: Work, source: Source, checker: PictureChecker, run: _Run) -> Manifest:
-    builder = FolderBuilder(folder, locate=source.locate, checker=checker, linkable=(run.store.folder, folder / EMBEDDED))
+    builder = FolderBuilder(folder, locate=source.locate, checker=checker, linkable=(run.store.folder, folder / EMBEDDED_FOLDER))
     splits: dict[str, SplitFile] = {}
     dropped: dict[str, dict[str, list[dict[str, str]]]] = {}
     for split in work.splits:
         rows = run.progress(source.rows(split), work.where[split])
         splits[split], dropped[split] = builder.write_split(split, rows, where=work.where[split], on_bad_row=work.on_bad_row)
-    shutil.rmtree(folder / EMBEDDED, ignore_errors=True)
+    shutil.rmtree(folder / EMBEDDED_FOLDER, ignore_errors=True)
     return replace(work.manifest, splits=splits, dropped=dropped, images_sha256=tree_sha256(folder / IMAGES))
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vlm.data.datasets.base import Archive, DatasetSpec, Source
+from vlm.data.datasets.base import EMBEDDED, Archive, DatasetSpec, Source
 from vlm.data.manifest import MANIFEST, Manifest, file_sha256, tree_sha256
 from vlm.data.preparation.folder_builder import OnBadRow, is_safe
 from vlm.data.sample import Row, Sample
@@ -57,7 +57,7 @@ def registered(name: str, spec: DatasetSpec, *, options: Any = None, on_bad_row:
         manifest=Manifest(name, {}, [spec.source], spec.license, spec.citation, plain(chosen), {}),
         splits=spec.splits,
         archives=spec.archives,
-        open=lambda places, embedded: spec.open(chosen, places),
+        open=lambda places, embedded: spec.open(chosen, {**places, EMBEDDED: embedded}),
         where={split: f"{name} {split}" for split in spec.splits},
         on_bad_row=on_bad_row or "skip",
     )
