@@ -16,7 +16,7 @@ from vlm.models.build import build
         ("tiny/finetune", ["tiny-siglip: 12,256 parameters, "]),
         ("phi2-siglip/align", ["google/siglip-so400m-patch14-384, Apache-2.0, arXiv:2303.15343", "microsoft/phi-2, MIT", "729"]),
         ("siglip-so400m-384", ["tokens an image  729 (one a patch)"]),
-        ("easy-vqa", ["dataset easy-vqa", "train, test", "MIT", "pip package easy-vqa", "vlm preprocess easy-vqa"]),
+        ("easy-vqa", ["dataset easy-vqa", "train, test", "MIT", "pip package easy-vqa", "vlm preprocess --dataset-id easy-vqa"]),
         ("gelu-mlp", ["connector mlp2x-gelu"]),
         ("phi-2", ["2,779,683,840", "2,048 tokens"]),
     ],

@@ -2,12 +2,13 @@ import json
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from vlm.commands.preprocess import main
+from vlm.commands.preprocess import Arguments, in_one_line, main, run
 from vlm.data.datasets.base import Archive, DatasetSpec, Source
 from vlm.data.preparation import prepare as prepare_module
 from vlm.data.sample import Dropped, Sample
@@ -69,6 +70,21 @@ def test_own_data_is_prepared_with_faulty_rows_left_out_on_request(tmp_path: Pat
         main([*data, "--option", "seed=3"])
 
 
+def test_ids_and_names_with_line_breaks_stay_on_their_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "this"}]
+    rows = [{"id": id, "image": image, "conversations": turns} for id, image in (("good", "a.png"), ("two\nlines", "\x1b[2Jno\n.png"))]
+    (tmp_path / "mine.json").write_text(json.dumps(rows), encoding="utf-8")
+    main(["--dataset-id", str(tmp_path / "mine.json"), "--root-dir", str(tmp_path / "data"), "--on-bad-row", "skip"])
+    assert "two\\nlines: There is no image file \\x1b[2Jno\\n.png.\n" in capsys.readouterr().out
+
+
+def test_one_line_is_enough_for_a_command_that_prepares_on_its_way(tmp_path: Path):
+    prepared = run(Arguments("easy-vqa-captions", root_dir=tmp_path))
+    folder = tmp_path / "easy-vqa-captions"
+    assert in_one_line(prepared) == f"easy-vqa-captions: prepared in {folder}: train 2,435, test 603 conversations, 1,962 dropped"
+
+
 @pytest.fixture
 def zipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A registered dataset `shapes` of one archive; the answer is the archive's folder."""
@@ -100,7 +116,7 @@ def test_downloads_are_said_before_they_begin_and_kept_archives_after(tmp_path: 
     said = capsys.readouterr().out
     size = (zipped / "shapes.zip").stat().st_size
     for words in (
-        f"{size} bytes  https://example.org/shapes.zip",
+        f"{size} bytes  {zipped}/shapes.zip",
         f"to download: 1 file(s), {size} bytes; to extract: 1 archive(s); disk: {2 * size} bytes in all",
         "kept     2 archive(s)",
     ):
@@ -108,3 +124,11 @@ def test_downloads_are_said_before_they_begin_and_kept_archives_after(tmp_path: 
     assert said.index("to download") < said.index("shapes: prepared")
     main([*data, "--from-archives", str(zipped), "--overwrite"])
     assert "to download" not in capsys.readouterr().out
+
+
+def test_sizes_that_nobody_states_are_not_said_to_be_nothing(tmp_path: Path, zipped: Path, capsys: pytest.CaptureFixture[str]):
+    spec = prepare_module.DATASETS["shapes"]
+    prepare_module.DATASETS["shapes"] = replace(spec, archives=(replace(spec.archives[0], size=0),))
+    main(["--dataset-id", "shapes", "--root-dir", str(tmp_path / "data"), "--mirror", str(zipped)])
+    said = capsys.readouterr().out
+    assert "to download: 1 file(s), 0 bytes and 1 of unknown size; to extract: 1 archive(s); disk: 0 bytes and what is not known, " in said

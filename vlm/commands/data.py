@@ -69,6 +69,8 @@ def _write(reports: Sequence["Report"], path: Path) -> None:
 
 
 def _print(report: "Report") -> None:
+    from vlm.commands.preprocess import printable
+
     print(f"{report.name} in {report.path}")
     for split, numbers in report.splits.items():
         print(f"  {split}: {numbers.rows:,} conversations, {numbers.images:,} pictures")
@@ -78,6 +80,6 @@ def _print(report: "Report") -> None:
     for finding in report.findings:
         print(f"  {finding.level}: {finding.count:,} x {finding.kind}")
         for example in finding.examples:
-            print(f"    {example}")
+            print(f"    {printable(example)}")
     numbers = {level: sum(finding.level == level for finding in report.findings) for level in ("error", "warning")}
     print(f"  {numbers['error']} kind(s) of error, {numbers['warning']} kind(s) of warning")

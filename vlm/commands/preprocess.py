@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vlm.conf.cli import Repeated, parse
 from vlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vlm.data.archives.store import Needs
+    from vlm.data.preparation.prepare import Prepared
 
 EXAMPLES = 2  # of dropped rows, for each reason
 
@@ -46,15 +50,19 @@ class Arguments:
 def main(argv: Sequence[str]) -> None:
     """Prepare, and say what was written."""
     description = "Prepare a dataset for training: pictures, rows and a manifest."
-    arguments = parse(Arguments, argv, prog="vlm preprocess", description=description)
+    print_prepared(run(parse(Arguments, argv, prog="vlm preprocess", description=description)))
+
+
+def run(arguments: Arguments) -> "Prepared":
+    """Prepare, and show how far it is."""
     from vlm.data.preparation.prepare import needs, prepare
 
     options = _options(arguments)
     needed = needs(arguments.dataset_id, arguments.root_dir, overwrite=arguments.overwrite, from_archives=arguments.from_archives)
     if needed:
-        _print_needs(needed, arguments.root_dir)
+        _print_needs(needed, arguments)
     with ExitStack() as downloading:
-        prepared = prepare(
+        return prepare(
             arguments.dataset_id,
             arguments.root_dir,
             options=options,
@@ -69,7 +77,6 @@ def main(argv: Sequence[str]) -> None:
             progress=_after(downloading),
             meter=_meter(downloading) if needed else None,
         )
-    print_prepared(prepared)
 
 
 def _options(arguments: Arguments) -> Any:
@@ -100,20 +107,25 @@ def _after(downloading: ExitStack) -> Callable[[Iterable[Any], str], Iterable[An
     return show
 
 
-def _print_needs(needed: Any, root: Path) -> None:
+def _print_needs(needed: "Needs", arguments: Arguments) -> None:
     """What will be downloaded and extracted, before it is."""
     from rich.filesize import decimal
 
+    width = max((len(archive.file) for archive in needed.downloads), default=0)
     for archive in needed.downloads:
         size = decimal(archive.size) if archive.size else "size not known"
-        print(f"  {archive.file:32} {size:>14}  {archive.url or archive.page or 'no link'}")
-    existing = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
-    what = f"to download: {len(needed.downloads)} file(s), {decimal(needed.download_bytes)}; " if needed.downloads else ""
-    free = decimal(shutil.disk_usage(existing).free)
-    print(f"{what}to extract: {len(needed.extractions)} archive(s); disk: {decimal(needed.disk_bytes)} in all, {free} free", flush=True)
+        place = f"{arguments.mirror.rstrip('/')}/{archive.file}" if arguments.mirror else archive.url or archive.page or "no link"
+        print(f"  {archive.file:{width}} {size:>14}  {place}")
+    root = arguments.root_dir.absolute()
+    free = decimal(shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free)
+    unknown = sum(not archive.size for archive in needed.downloads)
+    more = f" and {unknown} of unknown size" if unknown else ""
+    what = f"to download: {len(needed.downloads)} file(s), {decimal(needed.download_bytes)}{more}; " if needed.downloads else ""
+    disk = f"disk: {decimal(needed.disk_bytes)}{' and what is not known' if needed.disk_unknown else ' in all'}, {free} free"
+    print(f"{what}to extract: {len(needed.extractions)} archive(s); {disk}", flush=True)
 
 
-def print_prepared(prepared: Any) -> None:
+def print_prepared(prepared: "Prepared") -> None:
     """Splits, dropped rows, licence and place of a `Prepared` dataset, and what to run next."""
     for part in prepared.parts:
         _print_folder(part)
@@ -124,7 +136,15 @@ def print_prepared(prepared: Any) -> None:
     print(f"  next     vlm data check {folder}\n           vlm data show {folder} --preset tiny/align -n 8")
 
 
-def _print_folder(prepared: Any) -> None:
+def in_one_line(prepared: "Prepared") -> str:
+    """What was prepared, for commands that prepare on the way to something else."""
+    splits = ", ".join(f"{split} {file.rows:,}" for split, file in prepared.manifest.splits.items())
+    dropped = sum(len(rows) for reasons in prepared.manifest.dropped.values() for rows in reasons.values())
+    left_out = f", {dropped:,} dropped" if dropped else ""
+    return f"{prepared.manifest.name}: {'prepared' if prepared.fresh else 'already prepared'} in {prepared.folder}: {splits} conversations{left_out}"
+
+
+def _print_folder(prepared: "Prepared") -> None:
     manifest = prepared.manifest
     done = "prepared" if prepared.fresh else "already prepared with the same options"
     print(f"{manifest.name}: {done} in {prepared.folder}{' from ' + ', '.join(manifest.parts) if manifest.parts else ''}")
@@ -134,8 +154,13 @@ def _print_folder(prepared: Any) -> None:
         for reason, dropped in manifest.dropped.get(split, {}).items():
             print(f"  {'':8} {len(dropped):>8,} dropped: {reason}")
             for row in dropped[:EXAMPLES]:
-                print(f"  {'':17} {row['id']}{': ' + row['detail'] if row['detail'] else ''}")
+                print(f"  {'':17} {printable(row['id'])}{': ' + printable(row['detail']) if row['detail'] else ''}")
     print(f"  licence  {manifest.license}; from {'; '.join(manifest.sources)}")
+
+
+def printable(text: str) -> str:
+    """Text of the user's data on one line; line breaks and what steers a terminal are escaped."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def show_progress(items: Iterable[Any], description: str) -> Iterable[Any]:

@@ -184,7 +184,7 @@ def _inspect_dataset(name: str) -> Inspection:
         "source": spec.source,
         "license": spec.license,
         "citation": spec.citation,
-        "prepare": f"vlm preprocess {name}",
+        "prepare": f"vlm preprocess --dataset-id {name}",
     }
     return Inspection("dataset", name, facts, [])
 

@@ -108,6 +108,11 @@ def test_file_that_is_no_parquet_is_an_error_among_others(tmp_path: Path):
     assert ("error", "rows cannot be read") in found(folder) and ("error", "rows are not those of the manifest") in found(folder)
 
 
+def test_several_captions_of_one_picture_are_no_duplicates(tmp_path: Path):
+    samples = [sample(str(number), "a.png", answer=f"caption {number}") for number in range(5)]
+    assert only(prepared(tmp_path / "shapes", samples, a=(9, 9))).findings == []
+
+
 def test_duplicates_are_warnings(tmp_path: Path):
     samples = [sample("1", "a.png"), sample("1", "b.png"), sample("3", "a.png", answer="that"), sample("4"), sample("5")]
     folder = prepared(tmp_path / "shapes", samples, a=(9, 9))
@@ -118,8 +123,8 @@ def test_duplicates_are_warnings(tmp_path: Path):
     assert report.ok
     assert {finding.kind: (finding.count, finding.examples) for finding in report.findings} == {
         "id of another row": (1, ["train: 1"]),
-        "picture with the same bytes as another": (1, ["images/b.png is images/a.png"]),
-        "row that is the same as another": (2, ["train: 1 is 1", "train: 5 is 4"]),
+        "picture file with the same bytes as another": (1, ["images/b.png, as images/a.png"]),
+        "row that is the same as another": (2, ["train: 1, as 1", "train: 5, as 4"]),
     }
 
 

@@ -243,6 +243,19 @@ def test_archives_put_into_the_folder_by_hand_stay(tmp_path: Path, zipped: Path)
     assert not (tmp_path / "data/.archives/pictures.zip.files").exists()
 
 
+def test_a_full_disk_is_not_blamed_on_the_picture_that_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "mine/a.png")
+    (tmp_path / "mine/a.txt").write_text("A square", encoding="utf-8")
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device", str(source))  # as shutil does
+
+    monkeypatch.setattr(folder_builder.shutil, "copyfile", full)
+    with pytest.raises(ConfigError, match=r"Cannot write .*data/mine \(No space left on device\)\. .*free space there"):
+        prepare(str(tmp_path / "mine"), tmp_path / "data")
+
+
 def test_failed_preparation_keeps_downloads_and_the_next_one_deletes_them(tmp_path: Path, zipped: Path, monkeypatch: pytest.MonkeyPatch):
     def full(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device", str(target))

@@ -40,12 +40,14 @@ class Needs:
         extractions: The archives that are not yet extracted.
         download_bytes: Their size, as far as it is stated; what an interrupted download left counts as done.
         disk_bytes: The same, and what comes out of all archives that are not yet extracted.
+        disk_unknown: Whether nobody states the size of some of them, so that it will be more.
     """
 
     downloads: tuple[Archive, ...] = ()
     extractions: tuple[Archive, ...] = ()
     download_bytes: int = 0
     disk_bytes: int = 0
+    disk_unknown: bool = False
 
     def __bool__(self) -> bool:
         """False if there is nothing to download and nothing to extract."""
@@ -84,7 +86,9 @@ class ArchiveStore:
         download = sum(max(0, archive.size - part_size(self.folder / archive.file)) for archive in missing)
         packed = tuple(archive for archive in archives if is_archive(archive.file) and not (self.folder / f"{archive.file}{EXTRACTED}.done").exists())
         untouched = [archive for archive in packed if not self._extracted(archive.file).exists()]  # one that was begun checks what it still needs
-        return Needs(missing, packed, download, download + sum(archive.unpacked or archive.size for archive in untouched))
+        unpacked = [archive.unpacked or archive.size for archive in untouched]
+        unknown = not all((*unpacked, *(archive.size for archive in missing)))
+        return Needs(missing, packed, download, download + sum(unpacked), unknown)
 
     def open(self, archives: Sequence[Archive], *, meter: Meter | None = None) -> Places:
         """Fetch and extract archives, as far as that was not done before.

@@ -214,7 +214,7 @@ class _Inspection:
             self._judge(row, split)
             content = self._content(row)
             if content in first_row:
-                self.note("warning", "row that is the same as another", f"{split}: {row.id} is {first_row[content]}")
+                self.note("warning", "row that is the same as another", f"{split}: {row.id}, as {first_row[content]}")
             first_row.setdefault(content, row.id)
             counts["characters"][sum(len(message.text) for message in row.messages)] += 1
             counts["turns"][len(row.messages)] += 1
@@ -246,7 +246,7 @@ class _Inspection:
             return
         first = self._first_picture.setdefault(verdict.digest, name)
         if first != name:
-            self.note("warning", "picture with the same bytes as another", f"{name} is {first}")
+            self.note("warning", "picture file with the same bytes as another", f"{name}, as {first}")
         if verdict.size is None:
             return
         short, long = sorted(verdict.size)

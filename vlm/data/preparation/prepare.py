@@ -4,6 +4,7 @@ The source is a registered dataset, a mix of several, or the user's own data. Th
 folder of the final name is always complete. Archives are kept until all that needs them is done, so a preparation that was ended goes on with them.
 """
 
+import errno
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +28,7 @@ from vlm.errors import ConfigError, DataFormatError
 
 log = logging.getLogger(__name__)
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what a disk that takes no more bytes says
 EMBEDDED_FOLDER = ".embedded"  # of pictures that lie inside the source's files, until they have their place below images/
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]  # passes items through, and shows how far it is
@@ -267,6 +269,8 @@ def _sum(files: Sequence[SplitFile]) -> SplitFile:
 def _disk_error(error: OSError, folder: Path, root: Path) -> ConfigError:
     place = Path(str(error.filename)) if error.filename else folder
     reason = f"{error.strerror or error}: {place}"
+    if error.errno in FULL:  # copying names the file that it reads
+        place, reason = folder, str(error.strerror)
     if not place.is_relative_to(root):
         return ConfigError(f"Cannot read the source of {folder} ({reason}). Make it readable.")
     return ConfigError(f"Cannot write {folder} ({reason}). Make it writable or free space there, or choose another folder with --root-dir.")
