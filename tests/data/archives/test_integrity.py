@@ -53,6 +53,16 @@ def test_web_page_is_only_an_html_file(page: bytes):
     check_head("a.html", page, origin="here")
 
 
+@pytest.mark.parametrize("suffix", [".zip", ".parquet", ".json", ".jsonl"])
+def test_a_cut_file_is_refused_where_its_kind_has_an_end(tmp_path: Path, suffix: str):
+    path, archive = tmp_path / f"a{suffix}", Archive(file=f"a{suffix}", url="")
+    path.write_bytes(made(suffix) + (b" \n" if suffix.startswith(".json") else b""))
+    check_file(path, archive)
+    path.write_bytes(made(suffix).rstrip()[:-2] if suffix != ".zip" else made(suffix)[:-30])
+    with pytest.raises(DataFormatError, match=rf"a\{suffix} is cut short: its \d+ bytes do not end as a file a\{suffix} does\. Get it again\.$"):
+        check_file(path, archive)
+
+
 def test_empty_file_is_refused(tmp_path: Path):
     (tmp_path / "a.csv").touch()
     with pytest.raises(DataFormatError, match="it is empty"):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -5,7 +6,7 @@ import pytest
 
 from vlm.data.archives.store import ArchiveStore
 from vlm.data.datasets.base import Archive
-from vlm.errors import ConfigError
+from vlm.errors import ConfigError, DataFormatError
 
 
 @pytest.fixture
@@ -74,6 +75,17 @@ def test_kept_archives_stay_also_after_a_later_run_that_keeps_none(tmp_path: Pat
     later.clean(archives(given))
     assert {"rows.parquet", "pictures.zip", "pictures.zip.files"} <= names(later)
     assert [path.name for path in later.kept(archives(given))] == ["rows.parquet", "pictures.zip", "pictures.zip.files"]
+
+
+def test_a_download_goes_also_if_another_one_failed_before(tmp_path: Path, given: Path):
+    good, bad = archives(given)
+    store = ArchiveStore(tmp_path / "data", mirror=str(given))
+    with pytest.raises(DataFormatError, match="wanted 1"):
+        store.open((good, replace(bad, size=1)))
+    assert (store.folder / "rows.parquet").is_file()
+    store.open((good, bad))
+    store.clean((good, bad))
+    assert not store.folder.exists()
 
 
 def test_given_archives_are_extracted_elsewhere_and_not_touched(tmp_path: Path, given: Path):

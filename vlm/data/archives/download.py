@@ -37,6 +37,7 @@ def fetch(
     from_archives: Path | None = None,
     parallel: int = 4,
     meter: Meter | None = None,
+    downloaded: Callable[[str], None] = lambda file: None,
 ) -> dict[str, Path]:
     """Have archives on disk, complete and checked; what is there already is not downloaded again.
 
@@ -47,6 +48,7 @@ def fetch(
         from_archives: Folder in which the user has put the files, under their names or those of their URLs; they are used there, and nothing is downloaded.
         parallel: Downloads at a time.
         meter: Shows the progress.
+        downloaded: Told the `file` of each archive when it is complete, whatever becomes of the others; called from several threads.
 
     Returns:
         The path of each archive by its `file`.
@@ -66,7 +68,7 @@ def fetch(
         if from_archives is not None:
             return _given(wanted, from_archives, folder)
         missing = [archive for archive in wanted if not _is_there(archive, folder)]
-        _download(missing, _urls(missing, folder, mirror), folder, parallel, meter or NoMeter())
+        _download(missing, _urls(missing, folder, mirror), folder, parallel, meter or NoMeter(), downloaded)
     except OSError as error:
         reason = f"{error.strerror or error}: {error.filename or folder}"
         raise ConfigError(
@@ -198,7 +200,9 @@ class _Budget:
             del self.sizes[file]
 
 
-def _download(archives: Sequence[Archive], urls: dict[str, str], folder: Path, parallel: int, meter: Meter) -> None:
+def _download(
+    archives: Sequence[Archive], urls: dict[str, str], folder: Path, parallel: int, meter: Meter, downloaded: Callable[[str], None]
+) -> None:
     budget = _Budget(folder, {archive.file: archive.size for archive in archives})
     budget.check()
     stop = threading.Event()
@@ -209,6 +213,7 @@ def _download(archives: Sequence[Archive], urls: dict[str, str], folder: Path, p
 
         def run() -> None:
             transfer.run()
+            downloaded(archive.file)
             budget.complete(archive.file)
             remember(path, archive, _record(archive, folder))
 

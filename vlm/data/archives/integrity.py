@@ -1,10 +1,11 @@
-"""Whether a file on disk is what it should be: its kind by its first bytes, its size, its checksum. Knows no network and unpacks nothing."""
+"""Whether a file on disk is what it should be: its kind by its first and last bytes, its size, its checksum. Knows no network and unpacks nothing."""
 
 import hashlib
 import json
 import tarfile
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vlm.data.datasets.base import Archive
 from vlm.errors import DataFormatError
@@ -23,6 +24,8 @@ MAGIC = {  # first bytes by suffix; a zip file may be empty or one of several vo
     ".json": (b"[", b"{"),
     ".jsonl": (b"[", b"{"),
 }
+ENDS = {".parquet": (b"PAR1",), ".json": (b"]", b"}"), ".jsonl": (b"]", b"}")}  # last bytes by suffix, but for white space
+TAIL = 1024  # bytes at the end of a file that are looked at
 ALGORITHMS = ("sha256", "md5")
 
 
@@ -61,7 +64,7 @@ def _get_again(suffix: str) -> str:
 
 
 def check_file(path: Path, archive: Archive, *, origin: str = "") -> None:
-    """Compare a file with what is known of it: size, first bytes, checksum.
+    """Compare a file with what is known of it: size, first and last bytes, checksum.
 
     Args:
         path: The file.
@@ -77,10 +80,20 @@ def check_file(path: Path, archive: Archive, *, origin: str = "") -> None:
         raise DataFormatError(wrong_size(origin, seen=size, wanted=archive.size))
     with path.open("rb") as file:
         check_head(archive.file, file.read(HEAD), origin=origin)
+        if not _ends_well(file, Path(archive.file).suffix.lower(), size):
+            raise DataFormatError(f"{origin} is cut short: its {size:,} bytes do not end as a file {archive.file} does. Get it again.")
     if archive.checksum and (seen := checksum(path, archive.checksum)) != archive.checksum.lower():
         raise DataFormatError(
             f"{origin} has the checksum {seen}, wanted {archive.checksum}. Get it again, or a newer vlm if its publisher changed it."
         )
+
+
+def _ends_well(file: BinaryIO, suffix: str, size: int) -> bool:
+    """Whether the end of a file is there, as far as its kind has one that is quickly found."""
+    if suffix == ".zip":
+        return zipfile.is_zipfile(file)  # finds the directory of its members, which stands at the end
+    file.seek(max(0, size - TAIL))
+    return file.read().rstrip(b" \t\r\n").endswith(ENDS.get(suffix, b""))
 
 
 def wrong_size(origin: str, *, seen: int, wanted: int) -> str:

@@ -109,9 +109,13 @@ class ArchiveStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         check_space(self.folder, needed=self.needs(archives).disk_bytes)
         before = {archive.file for archive in archives if (self.folder / archive.file).exists()}
-        fetched = fetch(archives, self.folder, mirror=self.mirror, from_archives=self.from_archives, meter=meter)
-        for name, path in fetched.items():
-            self._mark(name, made_now=name not in before and path == self.folder / name)
+
+        def downloaded(name: str) -> None:
+            self._mark(name, made_now=name not in before)
+
+        fetched = fetch(archives, self.folder, mirror=self.mirror, from_archives=self.from_archives, meter=meter, downloaded=downloaded)
+        for name in fetched:
+            self._mark(name, made_now=False)
             self._mark(f"{name}{EXTRACTED}", made_now=not self._extracted(name).exists())
         opened = {}
         for name, path in fetched.items():
