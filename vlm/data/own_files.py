@@ -17,8 +17,9 @@ from typing import Any
 
 from vlm.data.formats import FORMATS
 from vlm.data.formats.base import CAPTION_REQUEST, faulty, finished, pairs_of_turns, shown, text_of, with_placeholders
+from vlm.data.formats.image_text import EXPECTED
 from vlm.data.formats.pictures import holds_pictures
-from vlm.data.formats.sources import FILE_SUFFIXES, first_rows
+from vlm.data.formats.sources import CSV_SUFFIXES, FILE_SUFFIXES, first_rows
 from vlm.data.manifest import MANIFEST
 from vlm.data.sample import Row
 from vlm.errors import DataFormatError
@@ -88,10 +89,14 @@ def _recognized(path: Path) -> tuple[str, Any]:
         rows.append(row)
     whole = [row for row in rows if not isinstance(row, DataFormatError)]
     if not whole:
-        raise DataFormatError(f"{path}, row 1: {rows[0]}")
-    found = f"the keys {shown(sorted(map(str, whole[0])))}" if isinstance(whole[0], dict) else shown(whole[0])
+        raise DataFormatError(f"{path}, row 1: {rows[0]} None of the first {len(rows)} row(s) can be read.")
+    keys = shown(sorted(map(str, whole[0]))) if isinstance(whole[0], dict) else ""
+    if path.suffix.lower() in CSV_SUFFIXES:
+        raise DataFormatError(f"{path} is of no known format: its first line is to name the columns and has {keys}; expected {EXPECTED}.")
     known = "; ".join(spec.description for spec in FORMATS.values())
-    raise DataFormatError(f"{path} is of no known format: its first row has {found}. Known formats: {known}.")
+    raise DataFormatError(
+        f"{path} is of no known format: its first row has {f'the keys {keys}' if keys else shown(whole[0])}. Known formats: {known}."
+    )
 
 
 def _is_table_folder(path: Path) -> bool:

@@ -24,7 +24,7 @@ class _NotJSON(DataFormatError):
     """Text that cannot be decoded; `said` is the fault without file and row."""
 
     def __init__(self, row: str, said: str):
-        super().__init__(f"{row}: {said}")
+        super().__init__(f"{row}: {said} Mend the file there.")
         self.said = said
 
 
