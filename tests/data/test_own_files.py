@@ -1,5 +1,6 @@
 import io
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -88,6 +89,24 @@ def test_a_file_without_one_whole_row_is_refused_with_the_fault_of_its_first(tmp
         DataFormatError, match=r"my\.jsonl, row 1: not JSON: Expecting value, at line 1, .* None of the first 100 row\(s\) can be read\.$"
     ):
         own_rows(path, pictures=tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open/a.png").write_bytes(picture("red"))
+    (tmp_path / "open/a.txt").write_text("A square", encoding="utf-8")
+    (tmp_path / "shut").mkdir()
+    scandir = os.scandir
+
+    def refused(folder: str) -> object:
+        if str(folder).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    rows = own_rows(tmp_path, pictures=tmp_path / "pictures").rows
+    monkeypatch.setattr(os, "scandir", refused)  # the tests may run as root, whom no folder refuses
+    with pytest.raises(DataFormatError, match=r"shut cannot be read: Permission denied\."):
+        list(rows)
 
 
 def test_a_folder_of_pictures_with_texts_beside_them(tmp_path: Path):

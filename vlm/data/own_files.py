@@ -104,12 +104,17 @@ def _is_table_folder(path: Path) -> bool:
 
 
 def _holds_picture(path: Path) -> bool:
-    return any(Path(name).suffix.lower() in PICTURE_SUFFIXES for _, _, names in os.walk(path) for name in names)
+    return any(Path(name).suffix.lower() in PICTURE_SUFFIXES for _, _, names in os.walk(path, onerror=_refuse) for name in names)
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed; `os.walk` would pass over it."""
+    raise DataFormatError(f"{error.filename} cannot be read: {error.strerror}.")
 
 
 def _folder_rows(root: Path) -> Iterator[Row]:
     """Pictures with the captions beside them, folder by folder in order of their names."""
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         by_stem: dict[str, list[Path]] = {}
         for name in sorted(names):

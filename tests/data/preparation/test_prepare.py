@@ -256,6 +256,18 @@ def test_a_full_disk_is_not_blamed_on_the_picture_that_is_copied(tmp_path: Path,
         prepare(str(tmp_path / "mine"), tmp_path / "data")
 
 
+def test_a_source_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "mine.json"
+    path.write_text('[{"image": "a.png", "caption": "x"}]', encoding="utf-8")
+
+    def refused(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("vlm.data.preparation.work.file_sha256", refused)  # the tests may run as root, whom no file refuses
+    with pytest.raises(ConfigError, match=r"^Cannot read .*mine\.json \(Permission denied\)\. Make it readable, or give another path\.$"):
+        prepare(str(path), tmp_path / "data")
+
+
 def test_failed_preparation_keeps_downloads_and_the_next_one_deletes_them(tmp_path: Path, zipped: Path, monkeypatch: pytest.MonkeyPatch):
     def full(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device", str(target))

@@ -144,3 +144,13 @@ def test_a_name_too_long_for_a_file_is_a_missing_picture(tmp_path: Path):
     verdict = look_at(tmp_path / f"{'x' * 300}.jpg", verify="decode")
     assert verdict.reason == "image file missing"
     assert verdict.detail.endswith("xxx.jpg: the name is too long for one.")
+
+
+def test_a_picture_that_the_system_refuses_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    verdict = look_at(tmp_path / "a.jpg", verify="decode")
+    assert verdict.reason == "image file unreadable"
+    assert verdict.detail == f"The image file {tmp_path / 'a.jpg'} cannot be read: Permission denied. Replace the file, or leave it out."

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from vlm.data.manifest import MANIFEST, Manifest, SplitFile, file_sha256, files_below, tree_sha256
 from vlm.data.preparation.folder_builder import IMAGES
+from vlm.data.preparation.readable import readable
 from vlm.data.preparation.verify_pictures import PictureChecker, Verdict, Verify, look_ahead
 from vlm.data.rows import read_parquet, to_sample
 from vlm.data.sample import Dropped, Row, Sample, check_turns
@@ -99,6 +100,7 @@ class Report:
         return not any(finding.level == "error" for finding in self.findings)
 
 
+@readable()
 def check(path: Path, *, verify: Verify = "decode", workers: int | None = None, progress: Progress | None = None) -> list[Report]:
     """Look through a prepared folder, the parts of a mix, or the user's own data.
 
@@ -110,7 +112,7 @@ def check(path: Path, *, verify: Verify = "decode", workers: int | None = None, 
 
     Raises:
         DataFormatError: If there is nothing that can be read as data.
-        ConfigError: If there is less than one worker, or one dies.
+        ConfigError: If a file or folder cannot be opened, there is less than one worker, or one dies.
     """
     if not path.exists():
         raise DataFormatError(f"There is no file or folder {path}.")

@@ -20,6 +20,7 @@ from vlm.data.datasets.base import Source
 from vlm.data.manifest import MANIFEST, Manifest, SplitFile, tree_sha256
 from vlm.data.preparation.folder_builder import IMAGES, FolderBuilder, OnBadRow
 from vlm.data.preparation.locks import locked
+from vlm.data.preparation.readable import readable
 from vlm.data.preparation.swap import put_in_place, recover, unfinished
 from vlm.data.preparation.verify_pictures import PictureChecker, Verify
 from vlm.data.preparation.work import Work, own, plain, registered
@@ -66,6 +67,7 @@ class _Run:
     meter: Meter | None
 
 
+@readable()
 def prepare(
     name_or_path: str,
     root: Path,
@@ -101,7 +103,7 @@ def prepare(
 
     Raises:
         UnknownNameError: If there is no such dataset.
-        ConfigError: If the folder exists and is something else, cannot be written or is being written by another process, or an archive cannot be had.
+        ConfigError: If something cannot be read, the folder exists and is something else, cannot be written or is being written by another process, or an archive cannot be had.
         DataFormatError: If a split has no usable row, or a row is faulty and shall not be skipped.
         MissingPackageError: If a package that ships the data is not installed.
     """
@@ -123,6 +125,7 @@ def prepare(
     return _write_mix(mix, before, prepared, run) if mix else prepared[0]
 
 
+@readable()
 def needs(name_or_path: str, root: Path, *, overwrite: bool = False, from_archives: Path | None = None) -> Needs:
     """What `prepare` would download; nothing for what is prepared already and for what is no registered dataset."""
     if name_or_path not in DATASETS:

@@ -69,9 +69,12 @@ def look_at(path: Path, *, verify: Verify, digest: bool = False) -> Verdict:
         with warnings.catch_warnings(action="ignore"):  # PIL warns of odd but readable files, once for each of a million
             size = None if verify == "off" else _decoded_size(path) if verify == "decode" else _header_size(path)
         return Verdict(size, digest=_sha256(path) if digest else b"")
-    except (DataFormatError, OSError, MemoryError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
             return Verdict(reason=MISSING, detail=f"There is no image file {path}: the name is too long for one.")
+        said = " ".join((error.strerror or str(error)).split())
+        return Verdict(reason=UNREADABLE, detail=f"The image file {path} cannot be read: {said}. Replace the file, or leave it out.")
+    except (DataFormatError, MemoryError) as error:
         return Verdict(reason=UNREADABLE, detail=" ".join(str(error).split()) or type(error).__name__)
 
 
