@@ -41,7 +41,7 @@ def lengths_like_llava(seed: int = 0) -> np.ndarray:
 def plan(lengths: np.ndarray, capacity: int) -> dict[str, float]:
     """One epoch through the loader's own order, against best-fit decreasing on the whole set."""
     draws = Draws((len(lengths),), (len(lengths),), 7)
-    order = RowOrder(Units(len(lengths), lengths=lengths), draws, partial(packed, lengths=lengths, capacity=capacity), packs=True, seed=7)
+    order = RowOrder(Units(len(lengths), lengths=lengths), draws, partial(packed, lengths=lengths, capacity=capacity), capacity=capacity, seed=7)
     start = time.perf_counter()
     rows = [row for window in range(order.num_windows) for row in order.plan(0, window)]
     seconds = time.perf_counter() - start
@@ -102,7 +102,7 @@ def small_llama() -> HFCausalLM:
 def step(model: HFCausalLM, batch: ChatBatch) -> float:
     """Forward and backward pass; the mean loss."""
     model.zero_grad()
-    places, before = batch.targets()
+    places, before = batch.targets
     hidden: Tensor = model(model.embed(batch.ids), batch.documents)
     loss = torch.nn.functional.cross_entropy(model.logits(hidden.flatten(0, 1)[before]), batch.labels.flatten()[places])
     loss.backward()

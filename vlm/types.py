@@ -6,6 +6,7 @@ M labelled positions. This file holds no computation beyond what the types thems
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -62,9 +63,9 @@ class Documents:
     """Who sees whom in a batch of rows: a token attends to earlier tokens of its own document only.
 
     Attributes:
-        starts: Cumulative document lengths over the flattened rows, as varlen attention kernels take them; padding belongs to the last
-            document of its row, so a row border is always a document border.
-        positions: Position of each token in its document, from 0; padding keeps counting.
+        starts: Cumulative document lengths over the flattened rows, as varlen attention kernels take them. A row border is always a document border:
+            padding belongs to the document of its row where each row is one, and is one of its own where rows are packed.
+        positions: Position of each token in its conversation, from 0; the first token of a branch follows its prefix.
         prefix: For message trees, the document whose tokens document i sees as well, or -1; None where no document has one.
     """
 
@@ -125,6 +126,7 @@ class ChatBatch:
     samples_by_source: tuple[int, ...] = ()
     position: tuple[int, ...] = ()
 
+    @cached_property
     def targets(self) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
         """The positions of the flattened rows that the loss predicts, and for each the position whose hidden state predicts it.
 
@@ -137,7 +139,7 @@ class ChatBatch:
     @property
     def num_labels(self) -> int:
         """Tokens that the loss counts."""
-        return len(self.targets()[0])
+        return len(self.targets[0])
 
     def to(self, device: torch.device | str) -> "ChatBatch":
         """The same batch on another device."""

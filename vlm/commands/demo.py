@@ -51,8 +51,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse(Arguments, argv, prog="vlm demo", description=__doc__.split(": ", 1)[1])
     watch = Stopwatch()
     with watch("prepare", "Preparing easy-VQA: 5,000 pictures, 48,248 published questions"):
-        for dataset in ("easy-vqa", "easy-vqa-captions", "easy-vqa-questions"):
-            preprocess.main(["--dataset-id", dataset, "--root-dir", str(arguments.data_root)])
+        for dataset in ("easy-vqa-single", "easy-vqa-captions", "easy-vqa-questions"):
+            print(preprocess.in_one_line(preprocess.run(preprocess.Arguments(dataset, root_dir=arguments.data_root))))
     align, finetune = (_config(f"demo/{stage}", arguments) for stage in ("align", "finetune"))
     with watch("align", "Align: the connector learns captions; vision backbone and language model are frozen"):
         pretrain.run(align)

@@ -75,7 +75,8 @@ def picture_size(path: Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in TURNED
+            exif = Image.Image.getexif(image)  # PNG's own would decode the picture, to look for orientation behind it
+            turned = exif.get(ExifTags.Base.Orientation, 1) in TURNED
             return (image.width, image.height) if turned else (image.height, image.width)
     except FileNotFoundError:
         raise DataFormatError(f"There is no image file {path}.") from None
@@ -109,7 +110,8 @@ def load_tiles(path: Path, policy: ImagePolicy) -> tuple[UInt8[Tensor, "N 3 H W"
     """
     image = load_image(path, at_least=policy.size if policy.reduced_jpeg else None)
     try:
-        return to_tiles(image, policy)
+        tiles, layout = to_tiles(image, policy)
+        return tiles, layout_of(*picture_size(path), policy) if policy.reduced_jpeg else layout
     except DataFormatError as error:
         raise DataFormatError(f"The image file {path} cannot be used: {error}") from error
 

@@ -1,10 +1,16 @@
 """What ranks tell each other. Every function changes nothing in a run of one process."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import Any
 
 import torch
 
 from vlm.types import World
+
+PATIENCE = timedelta(days=2)  # for what only one rank does: counting the tokens of a huge dataset, writing a checkpoint to a slow disk
 
 
 def sum_over_ranks(value: float | int, world: World) -> float:
@@ -26,6 +32,22 @@ def sum_lists_over_ranks(values: Sequence[float | int], world: World) -> list[fl
 
 
 def wait_for_all(world: World) -> None:
-    """Return when every rank has come here."""
+    """Return when every rank has come here, even if one works alone for hours: on a group of its own, because others stop waiting after minutes."""
     if world.size > 1:
-        torch.distributed.barrier()
+        torch.distributed.barrier(_patient_group())
+
+
+@contextmanager
+def main_first(world: World) -> Iterator[None]:
+    """The main process runs the block before the others, which find what it stored; all leave it together."""
+    if not world.is_main:
+        wait_for_all(world)
+    yield
+    if world.is_main:
+        wait_for_all(world)
+    wait_for_all(world)
+
+
+@cache
+def _patient_group() -> Any:
+    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)

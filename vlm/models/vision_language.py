@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlm.backbones.language.base import HFCausalLM
+from vlm.data.stream.examples import TokensPerTile
 from vlm.messages import ChatTemplate, Message
 from vlm.models.losses import cross_entropy, cross_entropy_by_source
 from vlm.models.splice import splice, touch
-from vlm.types import ChatBatch, ImageLayout, ImagePolicy, LossSum
+from vlm.types import ChatBatch, ImagePolicy, LossSum
 
 PARTS = ("vision", "connector", "language")
 
@@ -40,6 +41,7 @@ class VisionLanguageModel(nn.Module):
         super().__init__()
         self.vision, self.connector, self.language = vision, connector, language
         self.tokens_per_tile, self.image_policy = tokens_per_tile, image_policy
+        self.tokens_per_image = TokensPerTile(tokens_per_tile)  # a pure function of the layout
         self.altered = {"connector"}  # parts whose own weights are not those of their source, so that a checkpoint must hold them
 
     @property
@@ -51,10 +53,6 @@ class VisionLanguageModel(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
-
-    def tokens_per_image(self, layout: ImageLayout) -> int:
-        """Image tokens of one picture; a pure function of its layout."""
-        return layout.num_tiles * self.tokens_per_tile
 
     def encode_images(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N K E"]:
         """Tiles as language-model embeddings. A frozen tower keeps no graph."""
@@ -82,7 +80,7 @@ class VisionLanguageModel(nn.Module):
 
     def forward(self, batch: ChatBatch) -> LossSum:
         """Next-token loss over the labelled positions; the head runs on those alone."""
-        places, before = batch.targets()
+        places, before = batch.targets
         targets = batch.labels.flatten()[places]  # [M]
         rows = self.hidden(batch).flatten(0, 1)[before]  # [M, E]: rows are selected first, so that the head gets a contiguous matrix
         logits = self.language.logits(rows)

@@ -1,6 +1,7 @@
 """One stage from config to run folder: checks, parts, data, start, loop, checkpoints. The steps of a run, each a function of its own elsewhere."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from vlm.data.stream.loader import make_loader
 from vlm.data.stream.order import RowOrder, shuffled
 from vlm.data.stream.plan import describe as describe_order
 from vlm.data.stream.plan import plan_order
-from vlm.distributed.collectives import wait_for_all
+from vlm.distributed.collectives import main_first, wait_for_all
 from vlm.distributed.launch import choose_precision
 from vlm.errors import ConfigError
 from vlm.models import checkpoint
@@ -140,15 +141,13 @@ def _build(config: TrainConfig, precision: str, start: Path | None) -> VisionLan
 
 
 def _plan(config: TrainConfig, samples: SampleSet, examples: ChatExamples, world: World) -> tuple[RowOrder, int, str]:
-    """The order of the rows, and the steps of the run as number and in words. The main process counts tokens first, where that is needed; the others find what it stored."""
-    if not world.is_main:
-        wait_for_all(world)
-    order = plan_order(config.stage, samples, examples, seed=config.seed, progress=counting if world.is_main else None)
-    if world.is_main:
-        wait_for_all(world)
+    """The order of the rows, and the steps of the run as number and in words."""
+    workers = min(os.cpu_count() or 1, config.stage.num_workers * world.size)  # the other ranks wait while the main one counts
+    with main_first(world):
+        order = plan_order(config.stage, samples, examples, seed=config.seed, num_workers=workers, progress=counting if world.is_main else None)
     rows, exact = (0, True) if config.stage.max_steps else order.count_rows(config.stage.epochs)
     num_steps = count_steps(config.stage, rows)
-    return order, num_steps, f"{'' if exact else 'about '}{num_steps} steps of {config.stage.global_batch_size}{' rows' if order.packs else ''}"
+    return order, num_steps, f"{'' if exact else 'about '}{num_steps} steps of {config.stage.global_batch_size}{' rows' if order.capacity else ''}"
 
 
 def _examples(config: TrainConfig, model: VisionLanguageModel, samples: Sequence[Sample]) -> ChatExamples:
@@ -163,6 +162,7 @@ def _examples(config: TrainConfig, model: VisionLanguageModel, samples: Sequence
         policy=replace(model.image_policy, reduced_jpeg=config.stage.reduced_jpeg),
         tokens_per_image=model.tokens_per_image,
         max_length=min(longest, config.stage.pack_length or longest),
+        limit="--stage.pack-length" if (config.stage.pack_length or longest) < longest else "--stage.max-length",
         source_of=mixed.source_of if mixed else None,
         num_sources=len(mixed.entries) if mixed else 1,
     )

@@ -50,6 +50,11 @@ def test_packed_rows_state_their_documents_and_padding_is_one_of_its_own():
     assert (batch.num_samples, batch.num_labels, batch.num_padding) == (3, 6, 1)
 
 
+def test_padding_has_no_position_beyond_the_longest_conversation():
+    batch = collate([[alone(3)] * 9, [alone(2), alone(1)]], pad_id=9)
+    assert int(batch.documents.positions.max()) == 2
+
+
 def test_a_tree_is_its_pictures_and_a_branch_for_each_conversation():
     batch = collate([[alone(3), branching()]], pad_id=9)
     assert batch.ids.tolist() == [[1, 2, 3, 90, 91, 11, 12, 21, 22, 23]]

@@ -114,3 +114,25 @@ def test_samples_that_share_nothing_make_no_tree(tokenizer, picture: Path):
     data = examples(tokenizer, [sample("a", [picture], "<image> 0", "x"), sample("b", [picture], "first <image> 0", "x")])
     with pytest.raises(DataFormatError, match=r"'a' and 'b' were planned to share .*Delete the lengths-\*\.npy"):
         data.tree([0, 1])
+
+
+def test_a_tree_whose_turns_are_dropped_needs_the_pictures_that_are_left(tokenizer, picture: Path, tmp_path: Path):
+    """One conversation loses its second picture with its second turn, the other never had it: they share what is left."""
+    second = tmp_path / "second.png"
+    second.write_bytes(picture.read_bytes())
+    long = sample("long", [picture, second], "<image> 0", "x", "and <image> that, if you please?", "y")
+    short = sample("short", [picture], "<image> 1", "z")
+    data = examples(tokenizer, [long, short])
+    data.max_length = len(data[0].ids) - 1
+    assert data.measure(0)[3] == data.measure(1)[3]
+    for order in ([0, 1], [1, 0]):
+        tree = data.tree(order)
+        assert len(tree.pixels) == 1
+        assert all(torch.equal(example.ids, data[index].ids) for example, index in zip(tree.examples, order, strict=True))
+
+
+def test_message_names_the_setting_that_limits(tokenizer, picture: Path):
+    data = examples(tokenizer, [sample("a", [picture] * 3, "<image><image><image>", "x")], max_length=10)
+    data.limit = "--stage.pack-length"
+    with pytest.raises(DataFormatError, match=r"Raise --stage\.pack-length"):
+        _ = data[0]

@@ -1,5 +1,6 @@
 """Batches in a fixed order, whatever the world, the micro-batches, the workers, and where a run was interrupted."""
 
+import pickle
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from vlm.conf.schema import BatchPlan
 from vlm.data.sample import Sample
-from vlm.data.stream.examples import ChatExamples
+from vlm.data.stream.examples import ChatExamples, TokensPerTile
 from vlm.data.stream.loader import MicroBatches, make_loader
 from vlm.data.stream.mixture import Draws
 from vlm.data.stream.order import START, Position, RowOrder, Units, packed, shuffled
@@ -85,7 +86,7 @@ def test_loader_yields_the_batches_in_order_with_and_without_workers(tokenizer, 
 def packed_order(data: ChatExamples, *, window: int = 16) -> RowOrder:
     lengths = np.array([data.measure(i)[0] for i in range(len(data))])
     arrange = partial(packed, lengths=lengths, capacity=60)
-    return RowOrder(Units(len(data), lengths=lengths), Draws((len(data),), (len(data),), 3), arrange, packs=True, seed=3, window=window)
+    return RowOrder(Units(len(data), lengths=lengths), Draws((len(data),), (len(data),), 3), arrange, capacity=60, seed=3, window=window)
 
 
 def equal(one: ChatBatch, other: ChatBatch) -> bool:
@@ -143,3 +144,19 @@ def test_pinned_batches_are_pinned(tokenizer, picture: Path):
     plan = BatchPlan(world=1, per_device=2, accumulation=1)
     batch = next(iter(make_loader(examples(tokenizer, picture), shuffled(6, 0), plan=plan, num_steps=1, pin_memory=True)))
     assert batch.ids.is_pinned() and batch.labels.is_pinned() and batch.pixels.is_pinned()
+
+
+def test_rows_longer_than_planned_are_found(tokenizer, picture: Path):
+    data = examples(tokenizer, picture, count=20)
+    order = packed_order(data)
+    data.tokens_per_image = TokensPerTile(40)
+    plan = BatchPlan(world=1, per_device=2, accumulation=1)
+    with pytest.raises(DataFormatError, match=r"planned were 60 at most: the data has changed.*Delete the lengths"):
+        list(make_loader(data, order, plan=plan, num_steps=5))
+
+
+def test_what_workers_are_sent_is_no_model(tokenizer, picture: Path):
+    """Start methods other than fork pickle it for each worker."""
+    data = examples(tokenizer, picture)
+    data.tokens_per_image, data.source_of = TokensPerTile(4), None
+    assert len(pickle.dumps(data)) < 200_000 + 2 * len(pickle.dumps(tokenizer))

@@ -17,12 +17,14 @@ LENGTHS = RNG.integers(10, 300, SIZE)
 PICTURED = RNG.random(SIZE) < 0.8
 
 
-def order(arrange: Arrange, *, window: int = 64, packs: bool = False, size: int = SIZE, seed: int = 1) -> RowOrder:
-    return RowOrder(Units(size, lengths=LENGTHS, with_images=PICTURED), Draws((size,), (size,), seed), arrange, packs=packs, seed=seed, window=window)
+def order(arrange: Arrange, *, window: int = 64, capacity: int | None = None, size: int = SIZE, seed: int = 1) -> RowOrder:
+    return RowOrder(
+        Units(size, lengths=LENGTHS, with_images=PICTURED), Draws((size,), (size,), seed), arrange, capacity=capacity, seed=seed, window=window
+    )
 
 
 def packing(**settings: int) -> RowOrder:
-    return order(partial(packed, lengths=LENGTHS, capacity=512), packs=True, **settings)
+    return order(partial(packed, lengths=LENGTHS, capacity=512), capacity=512, **settings)
 
 
 def grouping(batch: int = 16, **settings: int) -> RowOrder:
@@ -70,7 +72,7 @@ def test_a_stream_goes_on_at_position_fifty_million_at_once(arrange: Arrange):
     size = 10**8
     if arrange is not one_a_row:
         arrange = partial(_packed_by_formula, capacity=512)
-    made = RowOrder(Units(size), Draws((size,), (size,), 1), arrange, packs=False, seed=1)
+    made = RowOrder(Units(size), Draws((size,), (size,), 1), arrange, capacity=None, seed=1)
     start = time.perf_counter()
     row, _ = next(made.stream(Position(0, 50_000_000 // made.window, 17)))
     assert time.perf_counter() - start < 1.0
@@ -137,5 +139,5 @@ def test_any_number_of_either_modality_will_do(pictured: int, batch: int):
 
 def test_a_unit_of_several_samples_is_one_tree():
     units = Units(2, (np.array([4, 1, 3, 0]), np.array([0, 3, 4])))
-    made = RowOrder(units, Draws((2,), (2,), 0), one_a_row, packs=False, seed=0)
+    made = RowOrder(units, Draws((2,), (2,), 0), one_a_row, capacity=None, seed=0)
     assert sorted(made.rows(0, 0)) == [((0,),), ((4, 1, 3),)]

@@ -177,3 +177,37 @@ def test_trees_never_cross_sources(tokenizer, mine: Path):
     order = plan_order(replace(STAGE, share_images=True), samples, examples(tokenizer, samples, max_length=1000), seed=1)
     assert order.draws.sizes == (4, 1)
     assert sorted(epoch(order))[-1] == ((8, 9),)
+
+
+def test_samples_that_cannot_be_used_are_an_error_or_left_out_and_counted(tokenizer, mine: Path, caplog: pytest.LogCaptureFixture):
+    long = write(mine.parent / "long.json", [(None, "hi"), (None, "word " * 100), ("c.png", "what")])
+    (mine.parent / "c.png").unlink()
+    samples = open_dataset(str(long), data_root=mine.parent)
+    data = examples(tokenizer, samples)
+    for _ in range(2):  # counted, and found in the file
+        with pytest.raises(DataFormatError, match=r"Sample 'long1': The first exchange .* 100 are allowed"):
+            plan_order(replace(STAGE, pack_length=100), samples, data, seed=1)
+    for stage in (replace(STAGE, on_bad_row="skip"), replace(STAGE, on_bad_row="skip", share_images=True)):
+        caplog.clear()
+        order = plan_order(stage, samples, data, seed=1)
+        assert epoch(order) == [((0,),)]
+        assert "2 sample(s) cannot be used and are left out, the first is 'long1'" in caplog.text
+    both = open_dataset(f"{long},{mine}", data_root=mine.parent)
+    assert plan_order(replace(STAGE, on_bad_row="skip"), both, examples(tokenizer, both), seed=1).draws.sizes == (1, 8)
+
+
+def test_a_source_without_a_usable_sample_is_named(tokenizer, mine: Path):
+    long = write(mine.parent / "long.json", [(None, "word " * 100)])
+    samples = open_dataset(str(long), data_root=mine.parent)
+    with pytest.raises(DataFormatError, match=r"No sample of '.*long\.json' can be used"):
+        plan_order(replace(STAGE, on_bad_row="skip"), samples, examples(tokenizer, samples), seed=1)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", None], ids=["empty", "cut short", "half"])
+def test_a_damaged_file_of_lengths_is_counted_anew(tokenizer, mine: Path, damage: bytes | None):
+    samples = open_dataset(str(mine), data_root=mine.parent)
+    data = examples(tokenizer, samples)
+    wanted = measure(samples, data).total.tolist()
+    (stored,) = samples.parts[0].home.glob("lengths-*.npy")
+    stored.write_bytes(stored.read_bytes()[:100] if damage is None else damage)
+    assert measure(samples, data).total.tolist() == wanted

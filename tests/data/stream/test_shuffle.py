@@ -23,6 +23,15 @@ def test_every_part_of_the_key_changes_the_order():
     assert len(orders) == 5
 
 
+def test_permutations_of_many_rounds_are_looked_up_at_once():
+    shuffle = Shuffle(50, 7)
+    rounds = np.repeat(np.arange(20), 50)
+    table = shuffle(np.tile(np.arange(50), 20), rounds).reshape(20, 50)
+    assert all(sorted(row) == list(range(50)) for row in table.tolist())
+    assert len({tuple(row) for row in table.tolist()}) == 20
+    assert table[3].tolist() == shuffle(np.arange(50), 3).tolist()
+
+
 def test_every_number_comes_to_every_place_equally_often():
     counts = np.zeros((6, 6))
     for key in range(6_000):

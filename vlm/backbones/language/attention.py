@@ -152,6 +152,8 @@ def document_attention(
 
     if not document_pieces.places:
         return _causal(query, key, value, window=sliding_window, scaling=scaling, dropout=dropout).transpose(1, 2).contiguous(), None
+    if torch.is_autocast_enabled(query.device.type):  # rotary angles in fp32 make fp32 of queries and keys; SDPA casts by itself, the kernel does not
+        query, key, value = (states.to(torch.get_autocast_dtype(query.device.type)) for states in (query, key, value))
     varlen = document_pieces.varlen
     if varlen is not None and not dropout and query.dtype in (torch.bfloat16, torch.float16):
         kind = (query.shape[1], key.shape[1], query.shape[3], varlen.keys is not None, sliding_window is not None)
@@ -180,7 +182,7 @@ def _by_varlen(
 
     q, k, v = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))  # [B T, heads, width]
     if varlen.keys is not None:
-        k, v = k[varlen.keys], v[varlen.keys]
+        k, v = k.index_select(0, varlen.keys), v.index_select(0, varlen.keys)
     out = varlen_attn(
         q,
         k,
@@ -212,7 +214,7 @@ def _is_exact(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: in
     places, window = [trunk, *branches, Piece(1, 0, 24)], 6 if with_window else None
     try:
         seen = _by_varlen(q, k, v, varlen_of(places, 24, device), window=window, scaling=None)
-    except (ImportError, TypeError, RuntimeError) as error:
+    except (ImportError, TypeError, ValueError, RuntimeError) as error:
         log.warning("warning: packed rows are attended to document by document, because the variable-length kernel refuses: %s", error)
         return False
     wanted = _by_pieces(q.double(), k.double(), v.double(), places, window=window, scaling=None)

@@ -33,7 +33,8 @@ SPECS = {
         model=replace(MODEL, lora=LoRATowers(language=LoRAConfig(rank=16, alpha=32.0))),
         stage=StageConfig(
             name="finetune",
-            dataset="easy-vqa,easy-vqa-captions",
+            dataset="easy-vqa-single",
+            share_images=True,  # the questions about a picture stand in one row, and none sees another
             validation="easy-vqa-questions@test",
             lr=LearningRates(connector=1e-3, language=1e-3),
             global_batch_size=3,

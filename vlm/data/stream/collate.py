@@ -94,7 +94,7 @@ def _one_a_row(rows: Sequence[Sequence[Document]], length: int) -> tuple[Documen
 
 
 def _several_a_row(rows: Sequence[Sequence[Document]], length: int) -> tuple[Documents, list[int]]:
-    """Padding is a document of its own, so that position numbers stay below the longest conversation's: long-context rotary scaling looks at the largest."""
+    """Padding is a document of its own at position 0: long-context rotary scaling looks at the largest position of the batch."""
     lengths: list[int] = []
     positions: list[Tensor] = []
     prefix: list[int] = []
@@ -108,7 +108,7 @@ def _several_a_row(rows: Sequence[Sequence[Document]], length: int) -> tuple[Doc
         if padding := length - sum(len(document.ids) for document in row):
             prefix.append(-1)
             lengths.append(padding)
-            positions.append(torch.arange(padding))
+            positions.append(torch.zeros(padding, dtype=torch.int64))
             sources.append(row[-1].source)
     starts = torch.tensor([0, *lengths]).cumsum(0)
     tree = torch.tensor(prefix) if any(document >= 0 for document in prefix) else None

@@ -12,7 +12,7 @@ from torch import Tensor
 from vlm.data.chat import Encoded, check_template, encode_chat
 from vlm.data.image import layout_of, load_tiles, picture_size
 from vlm.data.sample import Sample
-from vlm.errors import DataFormatError, VLMError
+from vlm.errors import ConfigError, DataFormatError, VLMError
 from vlm.messages import ChatTemplate
 from vlm.types import ImageLayout, ImagePolicy
 
@@ -58,6 +58,17 @@ class ExampleTree:
         return self.examples[0].pixels
 
 
+@dataclass(frozen=True)
+class TokensPerTile:
+    """Image tokens of a picture as a function of its layout, as a value that worker processes can be sent."""
+
+    count: int
+
+    def __call__(self, layout: ImageLayout) -> int:
+        """So many for each tile."""
+        return layout.num_tiles * self.count
+
+
 class ChatExamples:
     """Samples, encoded when they are asked for."""
 
@@ -71,6 +82,7 @@ class ChatExamples:
         policy: ImagePolicy,
         tokens_per_image: Callable[[ImageLayout], int],
         max_length: int,
+        limit: str = "--stage.max-length",
         source_of: Callable[[int], int] | None = None,
         num_sources: int = 1,
     ):
@@ -84,6 +96,7 @@ class ChatExamples:
             policy: How pictures become tiles.
             tokens_per_image: Image tokens of a picture, from its layout.
             max_length: Longest conversation in tokens, image tokens included; what is longer is truncated (`encode_chat`).
+            limit: The setting that says so, for messages.
             source_of: Number of the source that a sample is from; None where all are from one.
             num_sources: Sources of the mixture.
 
@@ -92,8 +105,8 @@ class ChatExamples:
         """
         check_template(template, tokenizer)
         self.samples, self.template, self.tokenizer, self.image_token_id = samples, template, tokenizer, image_token_id
-        self.policy, self.tokens_per_image, self.max_length = policy, tokens_per_image, max_length
-        self.source_of, self.num_sources = source_of or (lambda index: 0), num_sources
+        self.policy, self.tokens_per_image, self.max_length, self.limit = policy, tokens_per_image, max_length, limit
+        self.source_of, self.num_sources = source_of, num_sources
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -115,12 +128,13 @@ class ChatExamples:
             DataFormatError: As for one example, or if the samples do not share pictures and first tokens.
         """
         samples = [self.samples[index] for index in indices]
-        tiled = [load_tiles(path, self.policy) for path in samples[0].images]
-        encoded = [self._encode(sample, [layout for _, layout in tiled]) for sample in samples]
-        pixels = self._join([tiles for tiles, _ in tiled][: encoded[0].num_images])
+        tiled = {path: load_tiles(path, self.policy) for path in {path: None for sample in samples for path in sample.images}}
+        encoded = [self._encode(sample, [tiled[path][1] for path in sample.images]) for sample in samples]
+        pixels = self._join([tiled[path][0] for path in samples[0].images[: encoded[0].num_images]])
+        source = self.source_of(indices[0]) if self.source_of else 0
         examples = tuple(
-            Example(sample.id, one.ids, one.labels, pixels, source=self.source_of(index), truncated=one.dropped_turns > 0 or one.cut_tokens > 0)
-            for index, sample, one in zip(indices, samples, encoded, strict=True)
+            Example(sample.id, one.ids, one.labels, pixels, source=source, truncated=one.dropped_turns > 0 or one.cut_tokens > 0)
+            for sample, one in zip(samples, encoded, strict=True)
         )
         if len(examples) == 1:
             return ExampleTree(examples)
@@ -137,6 +151,9 @@ class ChatExamples:
         """Tokens of a sample: all, those that conversations about the same pictures can share, image tokens; and a hash of pictures and shared tokens.
 
         Opens no picture; only where preparation has not stored its size, the head of the file is read.
+
+        Raises:
+            DataFormatError: If the head of a picture cannot be read, or the conversation cannot be made short enough.
         """
         sample = self.samples[index]
         sizes = sample.sizes or tuple(picture_size(path) for path in sample.images)
@@ -158,7 +175,7 @@ class ChatExamples:
                 max_length=self.max_length,
             )
         except DataFormatError as error:
-            raise DataFormatError(f"Sample {sample.id!r}: {error}") from None
+            raise DataFormatError(f"Sample {sample.id!r}: {error}".replace("--stage.max-length", self.limit)) from None
 
     def _join(self, tiles: Sequence[Tensor]) -> UInt8[Tensor, "N 3 H W"]:
         if not tiles:
@@ -176,7 +193,12 @@ class ChatExamples:
 class Failure:
     """An error that a user can cause, as a value: exceptions that cross processes arrive with another process's traceback as their text."""
 
+    kind: type[VLMError]
     message: str
+
+    def error(self) -> VLMError:
+        """The error, to be raised."""
+        return self.kind(self.message)
 
 
 def guarded(work: Callable[[], Result]) -> Result | Failure:
@@ -184,4 +206,4 @@ def guarded(work: Callable[[], Result]) -> Result | Failure:
     try:
         return work()
     except VLMError as error:
-        return Failure(str(error))
+        return Failure(ConfigError if isinstance(error, ConfigError) else DataFormatError, str(error))

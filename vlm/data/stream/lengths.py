@@ -5,6 +5,7 @@ template, image policy, longest length.
 """
 
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -37,7 +38,7 @@ class Lengths:
     """Numbers of each sample, int32, shape [samples] each.
 
     Attributes:
-        total: Tokens, images expanded, after truncation.
+        total: Tokens, images expanded, after truncation; 0 for a sample that cannot be used.
         shared: Tokens from the start that other conversations about the same pictures have as well: up to the last image token, if nothing before it
             is trained; else 0.
         images: Image tokens.
@@ -50,22 +51,31 @@ class Lengths:
     group: np.ndarray
 
 
-def measure(samples: SampleSet, examples: ChatExamples, *, num_workers: int = 0, progress: Progress | None = None) -> Lengths:
+def measure(samples: SampleSet, examples: ChatExamples, *, skip: bool = False, num_workers: int = 0, progress: Progress | None = None) -> Lengths:
     """Lengths of all samples, read from the files beside the data, or counted and stored there.
 
     Args:
         samples: The opened data.
         examples: How samples become tokens.
+        skip: True to leave out samples that cannot be used, and to say how many they are.
         num_workers: Processes that count; 0: this one.
         progress: Shows how far the counting is.
 
     Raises:
-        DataFormatError: If a sample cannot be tokenized.
+        DataFormatError: If a sample cannot be used, unless such samples are skipped.
     """
     tables, first = [], 0
     for part in samples.parts:
         stop = first + len(part.rows)
-        tables.append(_part(part, range(first, stop), examples, num_workers, progress or (lambda blocks, _: blocks)))
+        table = _part(part, range(first, stop), examples, num_workers, progress or (lambda blocks, _: blocks))
+        unusable = first + np.flatnonzero(table[0] == 0)
+        if len(unusable) and not skip:
+            examples.measure(int(unusable[0]))  # raises, and says why
+        if len(unusable):
+            log.warning(
+                "warning: %s: %d sample(s) cannot be used and are left out, the first is %r", part.origin, len(unusable), samples[int(unusable[0])].id
+            )
+        tables.append(table)
         first = stop
     if len(tables) == 1:
         return Lengths(*tables[0])
@@ -80,7 +90,8 @@ def fingerprint(examples: ChatExamples) -> str:
         "format": FORMAT,
         "tokenizer": hashlib.sha256(examples.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "template": asdict(examples.template),
-        "policy": asdict(examples.policy),
+        "versions": [importlib.metadata.version(package) for package in ("tokenizers", "transformers")],
+        "tiles": [examples.policy.size, examples.policy.mode],
         "image_tokens": [examples.tokens_per_image(layout_of(*size, examples.policy)) for size in PROBES],
         "image_token_id": examples.image_token_id,
         "max_length": examples.max_length,
@@ -92,7 +103,7 @@ def _part(part: Part, indices: range, examples: ChatExamples, num_workers: int, 
     name = f"lengths-{part.key}-{fingerprint(examples)}.npy"
     places = [part.home / name, cache_dir() / name]
     for path in places:
-        if path.is_file() and (table := np.load(path, mmap_mode="r")).shape == (len(COLUMNS), len(indices)):
+        if (table := _stored(path, len(indices))) is not None:
             return table
     log.info("%s: counting the tokens of %d samples, once for this tokenizer, template and image policy", part.origin, len(indices))
     table = _count(indices, examples, num_workers, progress)
@@ -105,12 +116,23 @@ def _part(part: Part, indices: range, examples: ChatExamples, num_workers: int, 
     return table
 
 
+def _stored(path: Path, count: int) -> np.ndarray | None:
+    """The table in a file, mapped into memory; None if there is none, or the file was cut short."""
+    try:
+        table = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return table if table.shape == (len(COLUMNS), count) else None
+
+
 def _store(path: Path, table: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             np.save(file, table)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -122,7 +144,7 @@ def _count(indices: range, examples: ChatExamples, num_workers: int, progress: P
     counted: list[np.ndarray] = []
     for block in progress(loader, len(blocks)):
         if isinstance(block, Failure):
-            raise DataFormatError(block.message)
+            raise block.error()
         counted.append(block)
     total, shared, images, key = np.concatenate(counted, axis=1)
     _, firsts, inverse = np.unique(key, return_index=True, return_inverse=True)
@@ -141,4 +163,10 @@ class _Counter:
     examples: ChatExamples
 
     def __getitem__(self, block: Sequence[int]) -> np.ndarray | Failure:
-        return guarded(lambda: np.array([self.examples.measure(index) for index in block], dtype=np.int64).T)
+        return guarded(lambda: np.array([self._measure(index) for index in block], dtype=np.int64).T)
+
+    def _measure(self, index: int) -> tuple[int, int, int, int]:
+        try:
+            return self.examples.measure(index)
+        except DataFormatError:
+            return 0, 0, 0, 0

@@ -77,11 +77,11 @@ class ChatLoader:
         """Micro-batches in order.
 
         Raises:
-            DataFormatError: If a sample of the batch cannot be used.
+            VLMError: If a sample of the batch cannot be used.
         """
         for made in self.loader:
             if isinstance(made.value, Failure):
-                raise DataFormatError(made.value.message)
+                raise made.value.error()
             yield made.value
 
 
@@ -111,7 +111,7 @@ def make_loader(
     if num_workers:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizers library must know before it is forked
     loader = DataLoader(
-        _Maker(examples),  # type: ignore[arg-type]
+        _Maker(examples, order.capacity),  # type: ignore[arg-type]
         sampler=MicroBatches(order, plan, rank, num_steps, start),  # type: ignore[arg-type]
         batch_size=None,
         collate_fn=_as_it_is,
@@ -140,6 +140,7 @@ class _Maker:
     """Micro-batches of indices to batches, as a map-style dataset of torch."""
 
     examples: ChatExamples
+    capacity: int | None
 
     def __getitem__(self, micro_batch: MicroBatch) -> _Made:
         return _Made(guarded(lambda: self._make(micro_batch)))
@@ -147,6 +148,11 @@ class _Maker:
     def _make(self, micro_batch: MicroBatch) -> ChatBatch:
         rows = [[self.examples.tree(tree) for tree in row] for row in micro_batch.rows]
         batch = collate(rows, pad_id=self.examples.pad_id, num_sources=self.examples.num_sources)
+        if self.capacity is not None and batch.ids.shape[1] > self.capacity:
+            raise DataFormatError(
+                f"A row of samples {', '.join(example.id for tree in rows[0] for example in tree.examples)} ... has {batch.ids.shape[1]} tokens, planned were "
+                f"{self.capacity} at most: the data has changed since its lengths were counted. Delete the lengths-*.npy beside the data."
+            )
         return replace(batch, position=tuple(micro_batch.position))
 
 

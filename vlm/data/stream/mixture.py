@@ -1,8 +1,8 @@
 """Several sources in one stream, in stated shares: what `--stage.dataset "a:0.7,b:0.3"` means. Knows names and numbers, no data.
 
-A source is never drawn at random one row at a time: an epoch of the mixture holds an exact number of each source's rows, shuffled, and each source goes
-through its own rows pass after pass, none skipped and none early. Everything is a function of the seed and the position, so nothing but the position
-needs to be remembered.
+A source is never drawn at random one row at a time: an epoch of the mixture holds an exact number of each source's rows, shuffled. Over the epochs each source
+is gone through pass after pass: after any number of epochs no row has come twice more often than another. Everything is a function of the seed and the
+position, so nothing but the position needs to be remembered.
 """
 
 import re
@@ -116,7 +116,7 @@ class Draws:
 
     def at(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Rows at positions of an epoch, shape [positions]; costs nothing for what lies before them."""
-        places = Shuffle(len(self), self.seed, epoch)(positions)
+        places = Shuffle(len(self), self.seed, 0)(positions, epoch)
         ends = np.cumsum(self.counts)
         source = np.searchsorted(ends, places, side="right")
         rows = np.empty_like(places)
@@ -132,7 +132,4 @@ class Draws:
         if self.counts[source] == size:
             return turns % size  # each once an epoch: the shuffle of the mixture is shuffle enough
         passes, places = np.divmod(turns, size)
-        rows = np.empty_like(turns)
-        for number in np.unique(passes).tolist():
-            rows[passes == number] = Shuffle(size, self.seed, number, source + 1)(places[passes == number])
-        return rows
+        return Shuffle(size, self.seed, source + 1)(places, passes)

@@ -44,6 +44,7 @@ class Units:
         trees: The samples of all units, one unit after the other, and where each unit starts and the last ends, shapes [samples] and [count + 1];
             None where each sample is a unit of its own.
         lengths: Tokens of each unit, shape [count]; None where nobody needs them.
+        alone: Tokens that all samples would have in rows of their own; 0 where nobody counted.
         with_images: Which units have pictures, shape [count]; goes with the lengths.
     """
 
@@ -51,6 +52,7 @@ class Units:
     trees: tuple[np.ndarray, np.ndarray] | None = None
     lengths: np.ndarray | None = None
     with_images: np.ndarray | None = None
+    alone: int = 0
 
     def tree(self, unit: int) -> Tree:
         """The samples of a unit."""
@@ -68,7 +70,7 @@ class RowOrder:
         units: What is drawn.
         draws: Which unit stands at which position of an epoch.
         arrange: How the units of a window become rows.
-        packs: True if a row may hold several units, so that rows must be planned to be counted.
+        capacity: Tokens a row, where several units are packed into one; None where each is a row.
         seed: Seed of the arrangement.
         window: Units a window.
     """
@@ -76,7 +78,7 @@ class RowOrder:
     units: Units
     draws: Draws
     arrange: Arrange
-    packs: bool
+    capacity: int | None
     seed: int
     window: int = WINDOW
 
@@ -114,7 +116,7 @@ class RowOrder:
         return sum(rows for rows, _ in counts), all(exact for _, exact in counts)
 
     def _count(self, epoch: int) -> tuple[int, bool]:
-        if not self.packs:
+        if self.capacity is None:
             return len(self.draws), True
         exact = len(self.draws) <= PLANNED_EXACTLY
         windows = range(self.num_windows) if exact else np.linspace(0, self.num_windows - 2, SAMPLED_WINDOWS).astype(int).tolist()
@@ -124,7 +126,7 @@ class RowOrder:
 
 def shuffled(num_samples: int, seed: int) -> RowOrder:
     """Single samples of one source in random order, one a row."""
-    return RowOrder(Units(num_samples), Draws((num_samples,), (num_samples,), seed), one_a_row, packs=False, seed=seed)
+    return RowOrder(Units(num_samples), Draws((num_samples,), (num_samples,), seed), one_a_row, capacity=None, seed=seed)
 
 
 def one_a_row(units: np.ndarray, rng: np.random.Generator, position: int) -> list[list[int]]:
@@ -145,7 +147,10 @@ def grouped(
 
     In the spirit of LLaVA's `get_modality_length_grouped_indices` (haotian-liu/LLaVA, llava/train/llava_trainer.py): batches of pictures and of text
     alone, in random order, sorted by length inside. Unlike there, what is left over of both modalities makes mixed batches, no unit is dropped or
-    repeated, and any number of either modality will do. The first batch of all holds the longest unit, so that a lack of memory shows at once.
+    repeated, and any number of either modality will do. The first batch holds the longest unit of the first window, so that a lack of memory shows soon.
+
+    With n units, `n = head + full batches + tail`. Left-overs of both modalities fill the head, the batches that are missing, and the tail; if head and tail
+    together are larger than the left-overs, one pure batch is dissolved among them.
 
     Args:
         units: Units of a window.

@@ -14,13 +14,16 @@ from vlm.data.stream.examples import ChatExamples
 from vlm.data.stream.lengths import Lengths, Progress, measure
 from vlm.data.stream.mixture import Draws, draws_an_epoch
 from vlm.data.stream.order import Arrange, RowOrder, Units, grouped, one_a_row, packed
+from vlm.errors import DataFormatError
 
 log = logging.getLogger(__name__)
 
 DESCRIBED_WINDOWS = 8  # windows whose packing is described
 
 
-def plan_order(stage: StageConfig, samples: SampleSet, examples: ChatExamples, *, seed: int, progress: Progress | None = None) -> RowOrder:
+def plan_order(
+    stage: StageConfig, samples: SampleSet, examples: ChatExamples, *, seed: int, num_workers: int = 0, progress: Progress | None = None
+) -> RowOrder:
     """The order of a stage's rows.
 
     Args:
@@ -28,27 +31,28 @@ def plan_order(stage: StageConfig, samples: SampleSet, examples: ChatExamples, *
         samples: The opened data.
         examples: How samples become tokens.
         seed: Seed of the order.
+        num_workers: Processes that count tokens; 0: this one.
         progress: Shows how far the counting of tokens is.
 
     Raises:
-        DataFormatError: If a sample cannot be tokenized.
+        DataFormatError: If a sample cannot be used, unless the stage skips such samples.
         ConfigError: If a share of the mixture is too small.
     """
     if not needs_lengths(stage, samples):
         draws = Draws(samples.sizes, draws_an_epoch(samples.entries, samples.sizes), seed)
-        return RowOrder(Units(len(samples)), draws, one_a_row, packs=False, seed=seed)
-    lengths = measure(samples, examples, num_workers=stage.num_workers, progress=progress)
-    units = trees_of(lengths, capacity=stage.pack_length or examples.max_length) if stage.share_images else _singles(lengths)
-    sizes = _units_of_sources(units, lengths, samples.sizes)
+        return RowOrder(Units(len(samples)), draws, one_a_row, capacity=None, seed=seed)
+    lengths = measure(samples, examples, skip=stage.on_bad_row == "skip", num_workers=num_workers, progress=progress)
+    units = trees_of(lengths, capacity=stage.pack_length or examples.max_length) if stage.share_images else singles(lengths)
+    sizes = _units_of_sources(units, lengths, samples)
     weights = _mean_tokens(units, sizes) if stage.mixture_by == "tokens" else None
     draws = Draws(sizes, draws_an_epoch(samples.entries, sizes, weights=weights), seed)
-    return RowOrder(units, draws, _arrangement(stage, units), packs=stage.pack_length is not None, seed=seed)
+    return RowOrder(units, draws, _arrangement(stage, units), capacity=stage.pack_length, seed=seed)
 
 
 def needs_lengths(stage: StageConfig, samples: SampleSet) -> bool:
-    """True if the order depends on how many tokens the samples have."""
+    """True if the order depends on how many tokens the samples have, or on which of them can be used at all."""
     by_tokens = stage.mixture_by == "tokens" and samples.entries[0].share is not None
-    return stage.pack_length is not None or stage.group_by_length or stage.share_images or by_tokens
+    return stage.pack_length is not None or stage.group_by_length or stage.share_images or by_tokens or stage.on_bad_row == "skip"
 
 
 def describe(order: RowOrder, stage: StageConfig, samples: SampleSet) -> list[str]:
@@ -65,12 +69,17 @@ def describe(order: RowOrder, stage: StageConfig, samples: SampleSet) -> list[st
         said.append(
             f"  packing: {full:.1%} of the slots hold tokens, {conversations / len(rows):.1f} conversations in a row of {stage.pack_length:,} tokens"
         )
+    if order.units.alone and order.units.lengths is not None:
+        said.append(
+            f"  shared pictures: {order.units.alone / int(order.units.lengths.sum()):.2f} times fewer tokens than conversations in rows of their own"
+        )
     return said
 
 
 def trees_of(lengths: Lengths, *, capacity: int) -> Units:
     """Samples with the same pictures and first tokens as units of up to `capacity` tokens; every other sample is a unit of its own."""
     samples = np.argsort(lengths.group, kind="stable")
+    samples = samples[lengths.total[samples] > 0]
     own = (lengths.total - lengths.shared)[samples].astype(np.int64)
     shared, group = lengths.shared[samples], lengths.group[samples]
     begins = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
@@ -80,7 +89,8 @@ def trees_of(lengths: Lengths, *, capacity: int) -> Units:
     extra = [cut for i in large.tolist() for cut in _cuts(own, int(begins[i]), int(ends[i]), capacity - int(shared[begins[i]]))]
     starts = np.sort(np.r_[begins, np.array(extra, dtype=np.int64)])
     sizes = running[np.r_[starts[1:], len(samples)]] - running[starts] + shared[starts]
-    return Units(len(starts), (samples, np.r_[starts, len(samples)]), lengths=sizes, with_images=lengths.images[samples[starts]] > 0)
+    trees = (samples, np.r_[starts, len(samples)])
+    return Units(len(starts), trees, lengths=sizes, with_images=lengths.images[samples[starts]] > 0, alone=int(lengths.total.sum(dtype=np.int64)))
 
 
 def _cuts(own: np.ndarray, begin: int, end: int, room: int) -> list[int]:
@@ -94,17 +104,29 @@ def _cuts(own: np.ndarray, begin: int, end: int, room: int) -> list[int]:
     return cuts
 
 
-def _singles(lengths: Lengths) -> Units:
-    return Units(len(lengths.total), lengths=lengths.total.astype(np.int64), with_images=lengths.images > 0)
+def singles(lengths: Lengths) -> Units:
+    """Each sample that can be used as a unit of its own."""
+    usable = np.flatnonzero(lengths.total)
+    if len(usable) == len(lengths.total):
+        return Units(len(usable), lengths=lengths.total, with_images=lengths.images > 0)
+    trees = (usable, np.arange(len(usable) + 1))
+    return Units(len(usable), trees, lengths=lengths.total[usable], with_images=lengths.images[usable] > 0)
 
 
-def _units_of_sources(units: Units, lengths: Lengths, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """How many units the samples of each source make; a unit never holds samples of two."""
+def _units_of_sources(units: Units, lengths: Lengths, samples: SampleSet) -> tuple[int, ...]:
+    """How many units the samples of each source make; a unit never holds samples of two.
+
+    Raises:
+        DataFormatError: If no sample of a source can be used.
+    """
     if units.trees is None:
-        return sizes
-    samples, starts = units.trees
-    borders = np.searchsorted(lengths.group[samples[starts[:-1]]], np.cumsum([0, *sizes]))
-    return tuple(np.diff(borders).tolist())
+        return samples.sizes
+    members, starts = units.trees
+    owners = np.maximum.accumulate(lengths.group[members[starts[:-1]]] if units.alone else members)  # ascending; of a tree, its first sample
+    sizes = np.diff(np.searchsorted(owners, np.cumsum([0, *samples.sizes]))).tolist()
+    if 0 in sizes:
+        raise DataFormatError(f"No sample of {samples.entries[sizes.index(0)].name!r} can be used. Run `vlm data check` on it.")
+    return tuple(sizes)
 
 
 def _mean_tokens(units: Units, sizes: tuple[int, ...]) -> list[float]:

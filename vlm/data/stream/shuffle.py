@@ -26,17 +26,23 @@ class Shuffle:
         self._mask = np.uint64((1 << int(self._half)) - 1)
         self._keys = np.random.SeedSequence(list(key)).generate_state(ROUNDS, np.uint64)
 
-    def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """What stands at each position, as int64."""
-        values = self._permute(positions.astype(np.uint64))
+    def __call__(self, positions: np.ndarray, rounds: np.ndarray | int = 0) -> np.ndarray:
+        """What stands at each position, as int64.
+
+        Args:
+            positions: Positions, 0 .. size - 1.
+            rounds: Number of the permutation that each position is looked up in, not negative: each number is a permutation of its own.
+        """
+        tweaks = _mix(np.broadcast_to(np.asarray(rounds), positions.shape).astype(np.uint64) * MULTIPLIER)
+        values = self._permute(positions.astype(np.uint64), tweaks)
         while (outside := values >= self.size).any():
-            values[outside] = self._permute(values[outside])
+            values[outside] = self._permute(values[outside], tweaks[outside])
         return values.astype(np.int64)
 
-    def _permute(self, values: np.ndarray) -> np.ndarray:
+    def _permute(self, values: np.ndarray, tweaks: np.ndarray) -> np.ndarray:
         left, right = values >> self._half, values & self._mask
         for key in self._keys:
-            left, right = right, left ^ (_mix(right * MULTIPLIER + key) & self._mask)
+            left, right = right, left ^ (_mix(right * MULTIPLIER + (key ^ tweaks)) & self._mask)
         return left << self._half | right
 
 
