@@ -109,6 +109,16 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path: Path, monke
         list(rows)
 
 
+def test_a_folder_of_prepared_datasets_is_no_data_of_its_own(tmp_path: Path):
+    for name in ("b", "a"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "samples-train.parquet").touch()
+        (tmp_path / "data" / name / "samples-test.parquet").touch()
+        (tmp_path / "data" / name / "manifest.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DataFormatError, match=r"data holds prepared datasets \(a, b\); name one of them, such as .*data/a\."):
+        own_rows(tmp_path / "data", pictures=tmp_path / "pictures")
+
+
 def test_a_folder_of_pictures_with_texts_beside_them(tmp_path: Path):
     root = tmp_path / "mine"
     (root / "b").mkdir(parents=True)

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TEXT_SUFFIX = ".txt"
+NAMED = 5  # prepared datasets that a message lists
 LOOKED_AT = 100  # rows, to find one that is not faulty and tells the format
 
 
@@ -55,6 +56,8 @@ def own_rows(path: Path, *, pictures: Path) -> OwnFiles:
         DataFormatError: If there is nothing at the path, or its format is not known; the known formats and the keys found are named.
         MissingPackageError: If pyarrow is needed and not installed.
     """
+    if prepared := sorted({file.parent.name for file in path.glob("*/samples-*.parquet") if (file.parent / MANIFEST).is_file()}):
+        raise DataFormatError(f"{path} holds prepared datasets ({', '.join(prepared[:NAMED])}); name one of them, such as {path / prepared[0]}.")
     if path.is_dir() and not _is_table_folder(path):
         if not _holds_picture(path):
             raise DataFormatError(

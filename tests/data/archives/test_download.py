@@ -379,6 +379,9 @@ def test_mirror_folder_is_copied_from(archive_server: ArchiveServer, tmp_path: P
 
 
 def test_mirror_folder_without_the_file_is_an_error(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"--mirror .*share is not a folder\."):
+        fetch([Archive(file="a.bin", url="https://example.org/x")], tmp_path, mirror=str(tmp_path / "share"))
+    (tmp_path / "share").mkdir()
     with pytest.raises(ConfigError, match=r"share lacks a\.bin \(size not known, https://example\.org/x\)"):
         fetch([Archive(file="a.bin", url="https://example.org/x")], tmp_path, mirror=str(tmp_path / "share"))
 

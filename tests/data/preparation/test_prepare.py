@@ -268,6 +268,14 @@ def test_a_source_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         prepare(str(path), tmp_path / "data")
 
 
+def test_a_root_inside_the_users_folder_is_refused(tmp_path: Path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("A square", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"--root-dir .*data lies inside your data .* Give a folder beside your data\."):
+        prepare(str(tmp_path), tmp_path / "data", name="mine")
+    assert not (tmp_path / "data").exists()
+
+
 def test_failed_preparation_keeps_downloads_and_the_next_one_deletes_them(tmp_path: Path, zipped: Path, monkeypatch: pytest.MonkeyPatch):
     def full(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device", str(target))

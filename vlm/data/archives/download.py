@@ -168,6 +168,8 @@ def _urls(archives: Sequence[Archive], folder: Path, mirror: str) -> dict[str, s
             raise ConfigError(f"--mirror is a folder or an http address; got {mirror}.")
         return {archive.file: f"{mirror.rstrip('/')}/{quote(archive.file)}" for archive in archives}
     if mirror:
+        if not Path(mirror).is_dir():
+            raise ConfigError(f"--mirror {mirror} is not a folder. Give the folder or the http address that has the archives.")
         _refuse_missing([archive for archive in archives if not (Path(mirror) / archive.file).is_file()], Path(mirror))
         return {archive.file: (Path(mirror) / archive.file).absolute().as_uri() for archive in archives}
     by_hand = [archive for archive in archives if not archive.url]

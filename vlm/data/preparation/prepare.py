@@ -118,7 +118,7 @@ def prepare(
             raise ConfigError(f"{mix} is a mix of {', '.join(DATASETS[mix].parts)}; set options when you prepare these one by one.")
         works = [registered(part, DATASETS[part], on_bad_row=on_bad_row) for part in DATASETS[mix].parts]
     else:
-        works = [_work(name_or_path, name, options, on_bad_row)]
+        works = [_work(name_or_path, root, name, options, on_bad_row)]
     if (mirror or from_archives or keep_archives) and not any(work.archives for work in works):
         log.warning("warning: %s is made of no archive: --mirror, --from-archives and --keep-archives have no effect.", name_or_path)
     prepared = _prepare_all(works, run)
@@ -142,7 +142,7 @@ def _mix(name: str) -> str:
     return resolved if resolved and DATASETS[resolved].parts else ""
 
 
-def _work(name_or_path: str, name: str, options: Any, on_bad_row: OnBadRow | None) -> Work:
+def _work(name_or_path: str, root: Path, name: str, options: Any, on_bad_row: OnBadRow | None) -> Work:
     if name_or_path in DATASETS:
         resolved = DATASETS.resolve(name_or_path)
         return registered(resolved, DATASETS[resolved], options=options, on_bad_row=on_bad_row)
@@ -153,6 +153,8 @@ def _work(name_or_path: str, name: str, options: Any, on_bad_row: OnBadRow | Non
         DATASETS.resolve(name_or_path)  # says which names there are
     if options is not None:
         raise ConfigError(f"Options are for registered datasets; {path} has none.")
+    if path.is_dir() and root.resolve().is_relative_to(path.resolve()):
+        raise ConfigError(f"--root-dir {root} lies inside your data {path}, and would be read as a part of it. Give a folder beside your data.")
     work = own(path, name=name, on_bad_row=on_bad_row)
     if work.name in DATASETS:
         raise ConfigError(f"{work.name!r} is the name of a registered dataset; give your data another one with --name.")
