@@ -251,6 +251,23 @@ def test_kernel_that_this_torch_lacks_is_done_without(monkeypatch, caplog):
     assert "kernel refuses" in caplog.text
 
 
+def test_under_autocast_the_kernel_gets_what_it_can_take(monkeypatch):
+    """Full fine-tuning under bf16-mixed: rotary angles make fp32 of queries and keys."""
+    seen = []
+    kernel = kernel_by_definition()
+    monkeypatch.setattr(
+        "torch.nn.attention.varlen.varlen_attn", lambda q, k, v, *a, **s: seen.append((q.dtype, k.dtype, v.dtype)) or kernel(q, k, v, *a, **s)
+    )
+    attention._is_exact.cache_clear()
+    q, k, v = torch.randn(2, 4, 20, 8), torch.randn(2, 4, 20, 8), torch.randn(2, 4, 20, 8).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pieces = Pieces(PLACES, varlen_of(PLACES, 20, torch.device("cpu")))
+        out, _ = document_attention(torch.nn.Linear(1, 1), q, k, v, None, document_pieces=pieces)
+    attention._is_exact.cache_clear()
+    assert seen == [(torch.bfloat16,) * 3] * 2
+    assert out.dtype == torch.bfloat16
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("window", [None, 40])
 def test_cuda_kernel_equals_one_call_a_document_with_gradients(window):

@@ -76,3 +76,16 @@ def test_questions_carry_their_type():
     assert sum(row.extra["type"] == "yes_no" for row in found if isinstance(row, Sample)) == 7136
     with pytest.raises(DataFormatError, match="no answer 'pink'"):
         question_type("pink")
+
+
+def test_single_questions_are_those_of_the_conversations_about_the_same_picture():
+    together = {row.id: row for row in rows("easy-vqa", "test") if isinstance(row, Sample)}
+    alone: dict[str, list[Sample]] = {}
+    for row in rows("easy-vqa-single", "test"):
+        assert isinstance(row, Sample) and len(row.messages) == 2 and row.messages[0].text.startswith("<image>\n")
+        alone.setdefault(row.id.rpartition("/")[0], []).append(row)
+    assert alone.keys() == together.keys()
+    for name, singles in alone.items():
+        assert {single.images for single in singles} == {together[name].images}
+        texts = [message.text.removeprefix("<image>\n") for single in singles for message in single.messages]
+        assert texts == [message.text.removeprefix("<image>\n") for message in together[name].messages]
