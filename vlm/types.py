@@ -36,6 +36,17 @@ class ImageLayout:
         return self.grid[0] * self.grid[1]
 
 
+@dataclass(frozen=True)
+class TokensPerTile:
+    """Image tokens of a picture as a function of its layout, as a value that worker processes can be sent."""
+
+    count: int
+
+    def __call__(self, layout: ImageLayout) -> int:
+        """So many for each tile."""
+        return layout.num_tiles * self.count
+
+
 ResizeMode = Literal["squash", "crop", "pad"]
 
 

@@ -12,11 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlm.backbones.language.base import HFCausalLM
-from vlm.data.stream.examples import TokensPerTile
 from vlm.messages import ChatTemplate, Message
 from vlm.models.losses import cross_entropy, cross_entropy_by_source
 from vlm.models.splice import splice, touch
-from vlm.types import ChatBatch, ImagePolicy, LossSum
+from vlm.types import ChatBatch, ImagePolicy, LossSum, TokensPerTile
 
 PARTS = ("vision", "connector", "language")
 

@@ -11,13 +11,13 @@ import torch
 
 from vlm.conf.schema import BatchPlan
 from vlm.data.sample import Sample
-from vlm.data.stream.examples import ChatExamples, TokensPerTile
+from vlm.data.stream.examples import ChatExamples
 from vlm.data.stream.loader import MicroBatches, make_loader
 from vlm.data.stream.mixture import Draws
 from vlm.data.stream.order import START, Position, RowOrder, Units, packed, shuffled
 from vlm.errors import DataFormatError
 from vlm.messages import ChatTemplate, Message
-from vlm.types import ChatBatch, ImagePolicy
+from vlm.types import ChatBatch, ImagePolicy, TokensPerTile
 
 TEMPLATE = ChatTemplate(name="t", user="<|im_start|>{content}<|im_end|>", assistant_start="<|im_start|>", assistant="{content}<|im_end|>")
 ONE = BatchPlan(world=1, per_device=8, accumulation=1)

@@ -58,17 +58,6 @@ class ExampleTree:
         return self.examples[0].pixels
 
 
-@dataclass(frozen=True)
-class TokensPerTile:
-    """Image tokens of a picture as a function of its layout, as a value that worker processes can be sent."""
-
-    count: int
-
-    def __call__(self, layout: ImageLayout) -> int:
-        """So many for each tile."""
-        return layout.num_tiles * self.count
-
-
 class ChatExamples:
     """Samples, encoded when they are asked for."""
 
