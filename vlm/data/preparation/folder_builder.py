@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
@@ -20,6 +21,7 @@ OnBadRow = Literal["error", "skip"]
 DroppedRows = dict[str, list[dict[str, str]]]  # by reason, as the manifest has them
 
 IMAGES = "images"
+REMEMBERED = 2**13  # names: those of the blocks of rows that are under way are asked for three times each
 
 
 class FolderBuilder:
@@ -114,6 +116,7 @@ class FolderBuilder:
         shutil.copyfile(source, target)
 
 
+@lru_cache(maxsize=REMEMBERED)
 def is_safe(name: Path) -> bool:
     """True if a picture's name stays below the folder that it is put into, on every system."""
     posix, windows = PurePosixPath(name.as_posix()), PureWindowsPath(name.as_posix())
