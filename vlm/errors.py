@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+MOST_NAMES = 50  # that a message lists; there are more datasets than a line can hold
+
 
 class VLMError(ValueError):
     """Base of every error that a user can cause; a command prints it on one line and exits with code 2."""
@@ -12,7 +14,7 @@ class UnknownNameError(VLMError):
     """A name that no registry, preset or dataset has."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
-        """Name the nearest known names first, then all of them.
+        """Name the nearest known names first, then all of them, unless they are very many.
 
         Args:
             kind: What was looked up, in the singular: "connector", "preset".
@@ -22,7 +24,7 @@ class UnknownNameError(VLMError):
         known = sorted(known)
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-        listed = f" Known: {', '.join(known)}." if known else ""
+        listed = "" if not known else f" Known: {', '.join(known)}." if len(known) <= MOST_NAMES else f" {len(known)} are known: see `vlm list`."
         super().__init__(f"No {kind} named {name!r}.{hint}{listed}")
         self.kind, self.name, self.known = kind, name, known
 

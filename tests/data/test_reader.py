@@ -120,7 +120,7 @@ def test_unprepared_dataset_gives_the_command(tmp_path: Path):
 
 def test_unknown_name_gives_the_nearest_prepared_and_registered_names(tmp_path: Path):
     prepared(tmp_path, "shapes", train=1)
-    with pytest.raises(UnknownNameError, match=r"Did you mean 'shapes'.*easy-vqa"):
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'shapes'.*`vlm list`"):
         open_dataset("shape", data_root=tmp_path)
     with pytest.raises(UnknownNameError, match=r"split of the dataset 'shapes' named 'val'.*train"):
         open_dataset("shapes@val", data_root=tmp_path)
