@@ -32,11 +32,12 @@ def images_of_ranks(config, world: int) -> list[tuple[int, ...]]:
 
 
 def test_two_processes_train_as_one(tiny, torchrun, tmp_path):
-    """Frozen towers alone; LoRA beside a trained vision backbone; one sample a rank, so that ranks have no picture while the other has one."""
+    """Frozen towers alone; LoRA beside a trained vision backbone; packed rows and trees; one sample a rank, so that ranks have no picture while the other has one."""
     everything = LearningRates(vision=1e-3, connector=1e-3, language=1e-2)
     configs = {
         "frozen": tiny("align", per_device_batch_size=2),
         "everything": tiny("finetune", per_device_batch_size=1, global_batch_size=4, lr=everything, max_steps=6),
+        "packed": tiny("finetune", per_device_batch_size=1, global_batch_size=4, pack_length=400, share_images=True, max_steps=5),
         "lonely": tiny("finetune", per_device_batch_size=1, global_batch_size=2, lr=everything, max_steps=8, clip_norm=None),
     }
     assert {min(step) for step in images_of_ranks(configs["lonely"], 2)} == {0, 1}

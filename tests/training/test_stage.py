@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_data import metrics, write
+from tiny_data import metrics, turns, write
 
 import vlm
 from vlm.conf.schema import LearningRates, TrackingConfig, TrainConfig
@@ -166,3 +166,33 @@ def test_stored_config_names_the_checkpoint_and_the_precision_in_use(tiny):
 def test_a_step_is_due_at_every_nth_and_at_the_last():
     assert [step for step in range(1, 8) if is_due(step, 3, 7)] == [3, 6, 7]
     assert [step for step in range(1, 8) if is_due(step, None, 7)] == [7]
+
+
+def test_sources_of_a_mixture_have_losses_and_counts_of_their_own(tiny, data, tmp_path):
+    other = write(tmp_path / "other", [{"id": str(i), "conversations": turns(f"Say {i}.", "word " * (i + 1))} for i in range(3)])
+    lines = metrics(vlm.train(tiny("finetune", dataset=f"{data}:0.75,{other}:0.25", max_steps=6)))
+    steps = [line for line in lines if "loss" in line]
+    counts = {name: sum(line[f"num_samples/{name}"] for line in steps) for name in (str(data), str(other))}
+    assert counts == pytest.approx({str(data): 0.75 * 48, str(other): 0.25 * 48}, abs=3)
+    for line in steps:
+        parts = [line[f"loss/{name}"] for name in counts if f"loss/{name}" in line]
+        assert min(parts) - 1e-4 <= line["loss"] <= max(parts) + 1e-4
+        assert sum(line[f"num_samples/{name}"] for name in counts) == line["num_samples"] == 8
+
+
+def test_packed_run_says_how_full_its_rows_are_and_counts_rows(tiny, caplog):
+    with caplog.at_level("INFO"):
+        lines = metrics(vlm.train(tiny("finetune", pack_length=512, max_steps=2, global_batch_size=2, per_device_batch_size=2)))
+    assert "2 steps of 2 rows" in caplog.text
+    assert "of the slots hold tokens" in caplog.text
+    assert all(0 <= line["padding_share"] < 1 for line in lines if "loss" in line)
+
+
+def test_conversations_that_are_too_long_are_truncated_counted_and_said_once(tiny, tmp_path, caplog):
+    long = turns("Why?", "Because. " * 5, "And then?", "More. " * 40)
+    data = write(tmp_path / "long", [{"id": str(i), "conversations": long} for i in range(8)])
+    with caplog.at_level("INFO"):
+        lines = metrics(vlm.train(tiny("finetune", dataset=str(data), max_steps=3, max_length=200)))
+    assert [line["num_truncated"] for line in lines if "loss" in line] == [8, 8, 8]
+    assert caplog.text.count("are too long, and lose their last turns or words") == 1
+    assert "24 conversations were truncated" in caplog.text
