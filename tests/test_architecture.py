@@ -167,4 +167,4 @@ def test_dataset_example_of_contributing_opens_its_source():
 
 
 def test_contributing_shows_how_to_add_each_kind_of_part():
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 7
