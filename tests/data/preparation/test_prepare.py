@@ -105,7 +105,7 @@ def test_prepared_data_is_found_and_not_written_again(tmp_path: Path, shapes: li
 
 def test_other_options_need_overwrite(tmp_path: Path, shapes: list):
     prepare("shapes", tmp_path)
-    with pytest.raises(ConfigError, match=r"prepared otherwise: .*'seed': 1.* wanted .*'seed': 2.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"prepared with the options .*'seed': 1.* wanted .*'seed': 2.*--overwrite"):
         prepare("shapes", tmp_path, options=Options(seed=2))
     assert prepare("shapes", tmp_path, options=Options(seed=2), overwrite=True).manifest.options == {"seed": 2, "sizes": [1, 2]}
     assert [path.name for path in tmp_path.glob("*shapes*")] == ["shapes"]
@@ -114,7 +114,7 @@ def test_other_options_need_overwrite(tmp_path: Path, shapes: list):
 def test_a_folder_that_is_not_a_dataset_is_not_touched(tmp_path: Path, shapes: list):
     (tmp_path / "shapes").mkdir()
     (tmp_path / "shapes" / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"exists already .* no manifest\.json"):
+    with pytest.raises(ConfigError, match=r"shapes was not written by vlm .* choose another --root-dir\.$"):
         prepare("shapes", tmp_path)
     assert (tmp_path / "shapes" / "notes.txt").read_text(encoding="utf-8") == "mine"
 
@@ -331,7 +331,7 @@ def test_mix_prepares_its_parts_and_sums_them(tmp_path: Path, zipped: Path):
 def test_what_has_the_place_of_a_mix_is_refused_before_the_download(tmp_path: Path, zipped: Path):
     data = tmp_path / "data"
     prepare("left", data, from_archives=zipped).folder.rename(data / "both")
-    with pytest.raises(ConfigError, match=r"both is another dataset \(left\) and no mix.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"both holds another dataset, left from here, and no mix; choose another --root-dir\.$"):
         prepare("both", data, mirror=str(zipped))
     assert [path.name for path in data.iterdir()] == ["both"]
     with pytest.raises(ConfigError, match="--name mine is for your own data"):
@@ -390,9 +390,59 @@ def test_faulty_row_of_own_data_is_an_error_unless_it_shall_be_skipped(tmp_path:
 def test_changed_own_data_needs_overwrite(tmp_path: Path, picture: Path):
     prepare(str(own_json(tmp_path, {"id": "a", "image": "picture.png"})), tmp_path / "data")
     path = str(own_json(tmp_path, {"id": "b", "image": "picture.png"}))
-    with pytest.raises(ConfigError, match=r"prepared otherwise.*--overwrite"):
+    with pytest.raises(
+        ConfigError, match=r"^The file .*mine\.json has changed since .*data/mine was prepared; add --overwrite to prepare it again, or"
+    ):
         prepare(path, tmp_path / "data")
     assert prepare(path, tmp_path / "data", overwrite=True).fresh
+
+
+def test_other_data_of_a_name_is_told_from_changed_data(tmp_path: Path, picture: Path):
+    prepare(str(own_json(tmp_path, {"image": "picture.png"})), tmp_path / "data", name="chat")
+    folder = pictures_with_texts(tmp_path / "chat")
+    with pytest.raises(ConfigError, match=r"data/chat holds another dataset, chat from mine\.json; choose a name for yours with --name\.$"):
+        prepare(str(folder), tmp_path / "data")
+    assert prepare(str(folder), tmp_path / "data", name="other").fresh
+    (folder / "a.txt").write_text("Another text", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"^The files in .*chat/ have changed since .*data/other was prepared; add --overwrite"):
+        prepare(str(folder), tmp_path / "data", name="other")
+
+
+def pictures_with_texts(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(folder / "a.png")
+    (folder / "a.txt").write_text("A square", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_the_users_originals_are_never_replaced(tmp_path: Path, zipped: Path, overwrite: bool):
+    mine, other = pictures_with_texts(tmp_path / "x/mine"), pictures_with_texts(tmp_path / "x/other")
+    inside = pictures_with_texts(tmp_path / "x/outer/inner")
+    for registered in ("both", "left"):
+        pictures_with_texts(tmp_path / "x" / registered)
+    (tmp_path / "link").symlink_to(tmp_path / "x")
+    before = files_of(tmp_path / "x")
+    for source, root, name in (
+        (mine, "x", ""),
+        (other, "x", "mine"),
+        (inside, "x", "outer"),
+        (mine, "link", ""),
+        (tmp_path / "link/mine", "x", ""),
+        ("both", "x", ""),
+        ("left", "x", ""),
+    ):
+        with pytest.raises(ConfigError, match="choose another --root-dir") as caught:
+            prepare(str(source), tmp_path / root, name=name, overwrite=overwrite, **({"mirror": str(zipped)} if source in ("both", "left") else {}))
+        assert "--overwrite" not in str(caught.value)
+        assert files_of(tmp_path / "x") == before
+
+
+def test_archives_of_the_user_are_not_replaced_with_a_dataset(tmp_path: Path, zipped: Path):
+    folder = prepare("left", tmp_path / "data", mirror=str(zipped)).folder
+    zipped.rename(folder / "archives")
+    with pytest.raises(ConfigError, match=r"left/archives is read and would be deleted when .*left is written; choose another --root-dir\.$"):
+        prepare("left", tmp_path / "data", from_archives=folder / "archives", overwrite=True)
 
 
 def test_names_that_are_taken_or_impossible_are_refused(tmp_path: Path, picture: Path):

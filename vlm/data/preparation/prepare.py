@@ -6,6 +6,7 @@ folder of the final name is always complete. Archives are kept until all that ne
 
 import errno
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from vlm.data.archives.store import ArchiveStore, Needs, Places
 from vlm.data.datasets import DATASETS
 from vlm.data.datasets.base import Source
 from vlm.data.manifest import MANIFEST, Manifest, SplitFile, tree_sha256
+from vlm.data.preparation.existing import manifest_before
 from vlm.data.preparation.folder_builder import IMAGES, FolderBuilder, OnBadRow
 from vlm.data.preparation.locks import locked
 from vlm.data.preparation.readable import readable
@@ -25,7 +27,7 @@ from vlm.data.preparation.swap import put_in_place, recover, unfinished
 from vlm.data.preparation.verify_pictures import PictureChecker, Verify
 from vlm.data.preparation.work import Work, own, plain, registered
 from vlm.data.rows import schema
-from vlm.errors import ConfigError, DataFormatError
+from vlm.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -190,20 +192,33 @@ def _prepare_all(works: Sequence[Work], run: _Run) -> list[Prepared]:
 def _found(work: Work, run: _Run) -> Prepared | None:
     """The folder as it was prepared before, or None if it has to be made."""
     folder = run.root / work.name
-    if run.overwrite or not folder.exists():
+    sources, elsewhere = ([work.own], "--root-dir or --name") if work.own else (_archive_folders(run), "--root-dir")
+    manifest = manifest_before(folder, overwrite=run.overwrite, sources=sources, elsewhere=elsewhere)
+    if manifest is None:
         return None
-    manifest = _read_existing(folder)
-    seen, wanted = (manifest.name, manifest.options), (work.name, work.manifest.options)
-    if seen != wanted:
-        raise ConfigError(f"{folder} was prepared otherwise: {seen}, wanted {wanted}. Add --overwrite to replace it.")
+    if (manifest.name, manifest.options) != (work.name, work.manifest.options):
+        raise _prepared_otherwise(folder, manifest, work)
     return Prepared(folder, manifest, fresh=False)
 
 
-def _read_existing(folder: Path) -> Manifest:
-    try:
-        return Manifest.read(folder)
-    except DataFormatError as error:
-        raise ConfigError(f"{folder} exists already and is not usable: {error} Add --overwrite to replace it.") from None
+def _archive_folders(run: _Run) -> list[Path]:
+    """Folders of the user's that archives are taken from."""
+    return [folder for folder in (run.store.from_archives, Path(run.store.mirror) if run.store.mirror else None) if folder]
+
+
+def _prepared_otherwise(folder: Path, before: Manifest, work: Work) -> ConfigError:
+    """The error that tells a change of the same data from other data; the manifest knows the name of its source, and not where it lay."""
+    if before.name != work.name or (work.own and before.sources != work.manifest.sources):
+        choose = "a name for yours with --name" if work.own else "another --root-dir"
+        return ConfigError(f"{folder} holds another dataset, {before.name} from {'; '.join(before.sources)}; choose {choose}.")
+    if work.own:
+        changed = f"The files in {work.own}{os.sep} have" if work.own.is_dir() else f"The file {work.own} has"
+        return ConfigError(
+            f"{changed} changed since {folder} was prepared; add --overwrite to prepare it again, or choose --name if this is other data of the same name."
+        )
+    return ConfigError(
+        f"{folder} was prepared with the options {before.options}, wanted {work.manifest.options}. Add --overwrite to prepare it again."
+    )
 
 
 def _make(work: Work, places: Places, checker: PictureChecker, run: _Run) -> Prepared:
@@ -240,11 +255,11 @@ def _mix_before(name: str, run: _Run) -> Manifest | None:
         ConfigError: If something else has its place.
     """
     folder = run.root / name
-    if run.overwrite or not folder.exists():
-        return None
-    manifest = _read_existing(folder)
-    if not manifest.parts:
-        raise ConfigError(f"{folder} is another dataset ({manifest.name}) and no mix. Add --overwrite to replace it.")
+    manifest = manifest_before(folder, overwrite=run.overwrite, sources=_archive_folders(run), elsewhere="--root-dir")
+    if manifest and not manifest.parts:
+        raise ConfigError(
+            f"{folder} holds another dataset, {manifest.name} from {'; '.join(manifest.sources)}, and no mix; choose another --root-dir."
+        )
     return manifest
 
 

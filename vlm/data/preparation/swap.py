@@ -14,7 +14,7 @@ def unfinished(folder: Path) -> Path:
 
 def recover(folder: Path) -> None:
     """Clear away what a process left that was killed; a folder that it had put aside comes back."""
-    old = _put_aside(folder)
+    old = put_aside(folder)
     if old.exists() and not folder.exists():
         old.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -23,12 +23,13 @@ def recover(folder: Path) -> None:
 
 def put_in_place(folder: Path) -> None:
     """Give the unfinished folder, which is complete now, its name; what had the name before is deleted."""
-    old = _put_aside(folder)
+    old = put_aside(folder)
     if folder.exists():
         folder.rename(old)
     unfinished(folder).rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _put_aside(folder: Path) -> Path:
+def put_aside(folder: Path) -> Path:
+    """Where what a folder replaces is for a moment."""
     return folder.with_name(f".{folder.name}.old")

@@ -31,6 +31,7 @@ class Work:
         open: Opens the source, from the places of the archives and an absolute folder for pictures that the source holds inside its files.
         where: What the rows of a split are called in messages, by split.
         on_bad_row: What happens to faulty rows.
+        own: The file or folder of the user's own data; None for a registered dataset.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Work:
     open: Callable[[Mapping[str, Path], Path], Source]
     where: Mapping[str, str]
     on_bad_row: OnBadRow
+    own: Path | None = None
 
 
 def registered(name: str, spec: DatasetSpec, *, options: Any = None, on_bad_row: OnBadRow | None = None) -> Work:
@@ -89,12 +91,21 @@ def own(path: Path, *, name: str = "", on_bad_row: OnBadRow | None = None) -> Wo
 
     return Work(
         name=name,
-        manifest=Manifest(name, {}, [path.name], OWN_LICENSE, "", {"content_sha256": file_sha256(path) if path.is_file() else tree_sha256(path)}, {}),
+        manifest=Manifest(
+            name,
+            {},
+            [path.name if path.is_file() else path.resolve().name],
+            OWN_LICENSE,
+            "",
+            {"content_sha256": file_sha256(path) if path.is_file() else tree_sha256(path)},
+            {},
+        ),
         splits=(OWN_SPLIT,),
         archives=(),
         open=open_own,
         where={OWN_SPLIT: path.name},
         on_bad_row=on_bad_row or "error",
+        own=path,
     )
 
 
