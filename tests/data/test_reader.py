@@ -92,7 +92,7 @@ def test_faulty_rows_of_own_data_are_an_error_or_left_out_and_counted(tmp_path: 
     rows = json.loads(path.read_text(encoding="utf-8"))
     rows.insert(1, {"id": "mute", "conversations": [{"from": "human", "value": "Hello?"}]})
     path.write_text(json.dumps(rows), encoding="utf-8")
-    with pytest.raises(DataFormatError, match=r"my\.json, row 2: the answer is missing.*--on-bad-row skip"):
+    with pytest.raises(DataFormatError, match=r"my\.json, row 2: the answer is missing.*--stage.on-bad-row skip"):
         open_dataset(str(path), data_root=tmp_path)
     for _ in range(2):  # read, and found in the cache
         caplog.clear()
@@ -144,3 +144,19 @@ def test_unwritable_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("VLM_CACHE", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match="VLM_CACHE"):
         open_dataset(str(llava(tmp_path / "my.json", 1)), data_root=tmp_path)
+
+
+def test_a_prepared_dataset_goes_before_a_folder_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    prepared(tmp_path / "data", "mine", train=3)
+    raw = tmp_path / "mine"
+    raw.mkdir()
+    llava(raw / "list.json", 1)
+    monkeypatch.chdir(tmp_path)
+    assert len(open_dataset("mine", data_root=Path("data"))) == 3
+    assert open_dataset("mine/list.json", data_root=Path("data"))[0].id == "j0"
+
+
+def test_data_of_ones_own_has_no_splits(tmp_path: Path):
+    path = llava(tmp_path / "my.json", 1)
+    with pytest.raises(ConfigError, match=r"my\.json is data of your own, which has no split 'val'"):
+        open_dataset(f"{path}@val", data_root=tmp_path)

@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     from vlm.data.reader import open_dataset
 
     encoder = _encoder(arguments)
-    samples = open_dataset(_spec(arguments), data_root=arguments.data_root)
+    samples = open_dataset(_spec(arguments), data_root=arguments.data_root, on_bad_row="skip")
     chosen = sorted(random.Random(arguments.seed).sample(range(len(samples)), min(arguments.num_samples, len(samples))))
     cards = [look(samples[i], encoder) for i in chosen]
     facts = _facts(arguments, encoder, len(samples))

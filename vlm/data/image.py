@@ -38,7 +38,9 @@ def load_image(path: Path, *, at_least: int | None = None) -> Image.Image:
     except FileNotFoundError:
         raise DataFormatError(f"There is no image file {path}.") from None
     except UNREADABLE as error:
-        raise DataFormatError(f"The image file {path} cannot be read: {_reason(error, path)}. Replace the file, or leave it out.") from error
+        raise DataFormatError(
+            f"The image file {path} cannot be read: {_reason(error, path)}. Replace the file, or leave it out; `vlm data check` finds all of them."
+        ) from error
 
 
 def _reason(error: Exception, path: Path) -> str:
@@ -81,7 +83,9 @@ def picture_size(path: Path) -> tuple[int, int]:
     except FileNotFoundError:
         raise DataFormatError(f"There is no image file {path}.") from None
     except UNREADABLE as error:
-        raise DataFormatError(f"The image file {path} cannot be read: {_reason(error, path)}. Replace the file, or leave it out.") from error
+        raise DataFormatError(
+            f"The image file {path} cannot be read: {_reason(error, path)}. Replace the file, or leave it out; `vlm data check` finds all of them."
+        ) from error
 
 
 def layout_of(height: int, width: int, policy: ImagePolicy) -> ImageLayout:

@@ -121,14 +121,12 @@ def open_dataset(spec: str, *, data_root: Path, on_bad_row: OnBadRow = "error") 
 
 
 def _open(name: str, data_root: Path, on_bad_row: OnBadRow) -> list[Part]:
-    if Path(name).exists() or Path(name).suffix in DATA_SUFFIXES:
-        path, split = Path(name), ""
-    else:
-        base, _, split = name.partition("@")
-        path = Path(base) if "/" in base else _find_prepared(base, data_root)
+    path, split = _locate(name, data_root)
     if not path.exists():
         raise DataFormatError(f"There is no file or folder {path}.")
     if not (path / MANIFEST).is_file():
+        if split:
+            raise ConfigError(f"{path} is data of your own, which has no split {split!r}. Give a file or folder of its own for each split.")
         return [_open_own(path, on_bad_row)]
     manifest = Manifest.read(path)
     if manifest.parts:
@@ -137,9 +135,19 @@ def _open(name: str, data_root: Path, on_bad_row: OnBadRow) -> list[Part]:
     return [_open_prepared(path, manifest, split, origin=name)]
 
 
+def _locate(name: str, data_root: Path) -> tuple[Path, str]:
+    """Where a dataset lies, and the split that is wanted; empty for the default one. A prepared dataset goes before a file or folder of the same name."""
+    base, _, split = name.partition("@")
+    if (data_root / base / MANIFEST).is_file() and "/" not in base:
+        return data_root / base, split
+    if Path(name).exists():
+        return Path(name), ""
+    if "/" in base or Path(base).suffix in DATA_SUFFIXES or Path(base).exists():
+        return Path(base), split
+    return _find_prepared(base, data_root), split
+
+
 def _find_prepared(name: str, data_root: Path) -> Path:
-    if (data_root / name / MANIFEST).is_file():
-        return data_root / name
     prepared = [path.parent.name for path in data_root.glob(f"*/{MANIFEST}")]
     try:
         registered = DATASETS.resolve(name)
@@ -176,7 +184,9 @@ def _open_own(path: Path, on_bad_row: OnBadRow) -> Part:
     def unpack(building: Path) -> None:
         files = own_rows(path, pictures=pictures)
         dropped: list[Dropped] = []
-        write_arrow(_kept(files.rows if on_bad_row == "skip" else refuse_faulty(files.rows), dropped), building / "rows.arrow")
+        write_arrow(
+            _kept(files.rows if on_bad_row == "skip" else refuse_faulty(files.rows, skip="--stage.on-bad-row skip"), dropped), building / "rows.arrow"
+        )
         reasons = {reason: [row.id for row in dropped if row.reason == reason] for reason in {row.reason for row in dropped}}
         facts = {"image_root": str(files.image_root.resolve()), "dropped": reasons}
         (building / "facts.json").write_text(json.dumps(facts), encoding="utf-8")

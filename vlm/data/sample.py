@@ -62,15 +62,19 @@ class Dropped:
 Row = Sample | Dropped
 
 
-def refuse_faulty(rows: Iterable[Row]) -> Iterator[Row]:
+def refuse_faulty(rows: Iterable[Row], *, skip: str = "--on-bad-row skip") -> Iterator[Row]:
     """Pass rows through up to the first faulty one.
+
+    Args:
+        rows: The rows.
+        skip: The option that leaves faulty rows out, for the message.
 
     Raises:
         DataFormatError: At a faulty row; file, row and the way to skip such rows are named.
     """
     for row in rows:
         if isinstance(row, Dropped) and row.where:
-            raise DataFormatError(f"{row.where}: {row.detail or row.reason} Mend the row, or leave such rows out with --on-bad-row skip.")
+            raise DataFormatError(f"{row.where}: {row.detail or row.reason} Mend the row, or leave such rows out with {skip}.")
         yield row
 
 

@@ -74,7 +74,7 @@ def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path
     examples = _examples(config, model, samples)
     order, num_steps, steps = _plan(config, samples, examples, world)
     if world.is_main:
-        log.info("%s: %d samples, %s, %s on %s x %d", config.run_id, len(samples), steps, precision, world.device.type, world.size)
+        log.info("%s: %d samples, %s, %s on %s x %d", config.run_id, order.units.num_samples, steps, precision, world.device.type, world.size)
         for line in [describe(model), *describe_order(order, config.stage, samples)]:
             log.info(line)
     if config.model.connector_init == "ridge" and start is None:

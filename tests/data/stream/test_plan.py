@@ -88,9 +88,9 @@ def test_lengths_are_those_of_the_examples_and_stay_beside_the_data(tokenizer, m
 
 def test_lengths_are_the_same_with_workers(tokenizer, mine: Path, monkeypatch: pytest.MonkeyPatch):
     samples = open_dataset(str(mine), data_root=mine.parent)
-    alone = lengths_module._count(range(8), examples(tokenizer, samples), 0, lambda blocks, _: blocks)
+    alone = lengths_module._count(range(8), examples(tokenizer, samples), False, 0, lambda blocks, _: blocks)
     monkeypatch.setattr(lengths_module, "BLOCK", 3)
-    assert np.array_equal(lengths_module._count(range(8), examples(tokenizer, samples), 2, lambda blocks, _: blocks), alone)
+    assert np.array_equal(lengths_module._count(range(8), examples(tokenizer, samples), False, 2, lambda blocks, _: blocks), alone)
 
 
 def test_a_sample_that_cannot_be_counted_is_named(tokenizer, mine: Path):
@@ -191,7 +191,7 @@ def test_samples_that_cannot_be_used_are_an_error_or_left_out_and_counted(tokeni
         caplog.clear()
         order = plan_order(stage, samples, data, seed=1)
         assert epoch(order) == [((0,),)]
-        assert "2 sample(s) cannot be used and are left out, the first is 'long1'" in caplog.text
+        assert "2 sample(s) cannot be used and are left out; the first: Sample 'long1'" in caplog.text
     both = open_dataset(f"{long},{mine}", data_root=mine.parent)
     assert plan_order(replace(STAGE, on_bad_row="skip"), both, examples(tokenizer, both), seed=1).draws.sizes == (1, 8)
 
@@ -211,3 +211,13 @@ def test_a_damaged_file_of_lengths_is_counted_anew(tokenizer, mine: Path, damage
     (stored,) = samples.parts[0].home.glob("lengths-*.npy")
     stored.write_bytes(stored.read_bytes()[:100] if damage is None else damage)
     assert measure(samples, data).total.tolist() == wanted
+
+
+def test_pictures_cut_short_are_found_before_training_where_such_samples_are_skipped(tokenizer, mine: Path, caplog: pytest.LogCaptureFixture):
+    picture = mine.parent / "b.png"
+    Image.effect_noise((60, 60), 50).save(picture)
+    picture.write_bytes(picture.read_bytes()[:-900])
+    samples = open_dataset(str(mine), data_root=mine.parent)
+    order = plan_order(replace(STAGE, on_bad_row="skip"), samples, examples(tokenizer, samples, max_length=1000), seed=1)
+    assert order.units.num_samples == 7
+    assert "1 sample(s) cannot be used and are left out; the first: The image file" in caplog.text

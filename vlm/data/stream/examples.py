@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from vlm.data.chat import Encoded, check_template, encode_chat
-from vlm.data.image import layout_of, load_tiles, picture_size
+from vlm.data.image import layout_of, load_image, load_tiles, picture_size
 from vlm.data.sample import Sample
 from vlm.errors import ConfigError, DataFormatError, VLMError
 from vlm.messages import ChatTemplate
@@ -136,16 +137,20 @@ class ChatExamples:
                 )
         return ExampleTree(examples, shared)
 
-    def measure(self, index: int) -> tuple[int, int, int, int]:
+    def measure(self, index: int, *, verify: bool = False) -> tuple[int, int, int, int]:
         """Tokens of a sample: all, those that conversations about the same pictures can share, image tokens; and a hash of pictures and shared tokens.
 
         Opens no picture; only where preparation has not stored its size, the head of the file is read.
+
+        Args:
+            index: The sample.
+            verify: Decode pictures that preparation has not looked at.
 
         Raises:
             DataFormatError: If the head of a picture cannot be read, or the conversation cannot be made short enough.
         """
         sample = self.samples[index]
-        sizes = sample.sizes or tuple(picture_size(path) for path in sample.images)
+        sizes = sample.sizes or tuple((_decoded_size if verify else picture_size)(path) for path in sample.images)
         encoded = self._encode(sample, [layout_of(height, width, self.policy) for height, width in sizes])
         shared = encoded.shared_length(self.image_token_id)
         pictures = "\n".join(str(path) for path in sample.images[: encoded.num_images])
@@ -176,6 +181,12 @@ class ChatExamples:
         """An id for padding: nothing attends to it."""
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(token for token in known if token is not None)
+
+
+def _decoded_size(path: Path) -> tuple[int, int]:
+    """Height and width of the picture in a file, all of which is decoded to see that it can be."""
+    image = load_image(path)
+    return image.height, image.width
 
 
 @dataclass(frozen=True)

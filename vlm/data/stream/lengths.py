@@ -67,13 +67,13 @@ def measure(samples: SampleSet, examples: ChatExamples, *, skip: bool = False, n
     tables, first = [], 0
     for part in samples.parts:
         stop = first + len(part.rows)
-        table = _part(part, range(first, stop), examples, num_workers, progress or (lambda blocks, _: blocks))
+        table = _part(part, range(first, stop), examples, skip, num_workers, progress or (lambda blocks, _: blocks))
         unusable = first + np.flatnonzero(table[0] == 0)
         if len(unusable) and not skip:
             examples.measure(int(unusable[0]))  # raises, and says why
         if len(unusable):
             log.warning(
-                "warning: %s: %d sample(s) cannot be used and are left out, the first is %r", part.origin, len(unusable), samples[int(unusable[0])].id
+                "warning: %s: %d sample(s) cannot be used and are left out; the first: %s", part.origin, len(unusable), _why(examples, unusable)
             )
         tables.append(table)
         first = stop
@@ -84,10 +84,17 @@ def measure(samples: SampleSet, examples: ChatExamples, *, skip: bool = False, n
     return Lengths(*joined)
 
 
-def fingerprint(examples: ChatExamples) -> str:
-    """Hash of what turns a sample into tokens."""
+def _why(examples: ChatExamples, unusable: np.ndarray) -> str:
+    """What is wrong with the first of some samples."""
+    failure = guarded(lambda: examples.measure(int(unusable[0]), verify=True))
+    return failure.message if isinstance(failure, Failure) else "it can be used now: delete the lengths-*.npy beside the data"
+
+
+def fingerprint(examples: ChatExamples, verify: bool) -> str:
+    """Hash of what turns a sample into tokens, and of how its pictures were looked at."""
     settings = {
         "format": FORMAT,
+        "verify": verify,
         "tokenizer": hashlib.sha256(examples.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "template": asdict(examples.template),
         "versions": [importlib.metadata.version(package) for package in ("tokenizers", "transformers")],
@@ -99,14 +106,14 @@ def fingerprint(examples: ChatExamples) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _part(part: Part, indices: range, examples: ChatExamples, num_workers: int, progress: Progress) -> np.ndarray:
-    name = f"lengths-{part.key}-{fingerprint(examples)}.npy"
+def _part(part: Part, indices: range, examples: ChatExamples, verify: bool, num_workers: int, progress: Progress) -> np.ndarray:
+    name = f"lengths-{part.key}-{fingerprint(examples, verify)}.npy"
     places = [part.home / name, cache_dir() / name]
     for path in places:
         if (table := _stored(path, len(indices))) is not None:
             return table
     log.info("%s: counting the tokens of %d samples, once for this tokenizer, template and image policy", part.origin, len(indices))
-    table = _count(indices, examples, num_workers, progress)
+    table = _count(indices, examples, verify, num_workers, progress)
     for path in places:
         try:
             _store(path, table)
@@ -138,9 +145,9 @@ def _store(path: Path, table: np.ndarray) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _count(indices: range, examples: ChatExamples, num_workers: int, progress: Progress) -> np.ndarray:
+def _count(indices: range, examples: ChatExamples, verify: bool, num_workers: int, progress: Progress) -> np.ndarray:
     blocks = [range(start, min(start + BLOCK, indices.stop)) for start in range(indices.start, indices.stop, BLOCK)]
-    loader = DataLoader(_Counter(examples), sampler=blocks, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)  # type: ignore[arg-type]
+    loader = DataLoader(_Counter(examples, verify), sampler=blocks, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)  # type: ignore[arg-type]
     counted: list[np.ndarray] = []
     for block in progress(loader, len(blocks)):
         if isinstance(block, Failure):
@@ -161,12 +168,13 @@ class _Counter:
     """Blocks of samples to arrays of shape [4, block]: total, shared, images, and a hash of pictures and shared tokens."""
 
     examples: ChatExamples
+    verify: bool
 
     def __getitem__(self, block: Sequence[int]) -> np.ndarray | Failure:
         return guarded(lambda: np.array([self._measure(index) for index in block], dtype=np.int64).T)
 
     def _measure(self, index: int) -> tuple[int, int, int, int]:
         try:
-            return self.examples.measure(index)
+            return self.examples.measure(index, verify=self.verify)
         except DataFormatError:
             return 0, 0, 0, 0

@@ -15,6 +15,7 @@ from vlm.data.stream.shuffle import Shuffle
 from vlm.errors import ConfigError
 
 AMOUNT = re.compile(r"(?P<name>.+?)(?::(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<passes>x?))?")
+NEARLY_AMOUNT = re.compile(r"^[^/\\]*[\d%][^/\\]*$")  # what a user may have meant as a number
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ def _entry(word: str) -> Entry:
     found = AMOUNT.fullmatch(word)
     assert found is not None
     if found["number"] is None:
+        name, colon, amount = word.rpartition(":")
+        if colon and (not amount or NEARLY_AMOUNT.search(amount)):
+            raise ConfigError(
+                f"--stage.dataset: {amount!r} is no amount of {name!r}. Write a share as '{name}:0.7', or passes as '{name}:2x'; commas separate datasets."
+            )
         return Entry(word, passes=1.0)
     amount = float(found["number"])
     if not amount > 0:

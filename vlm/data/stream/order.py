@@ -54,6 +54,11 @@ class Units:
     with_images: np.ndarray | None = None
     alone: int = 0
 
+    @property
+    def num_samples(self) -> int:
+        """Samples in all units."""
+        return self.count if self.trees is None else len(self.trees[0])
+
     def tree(self, unit: int) -> Tree:
         """The samples of a unit."""
         if self.trees is None:

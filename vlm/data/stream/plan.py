@@ -70,9 +70,9 @@ def describe(order: RowOrder, stage: StageConfig, samples: SampleSet) -> list[st
             f"  packing: {full:.1%} of the slots hold tokens, {conversations / len(rows):.1f} conversations in a row of {stage.pack_length:,} tokens"
         )
     if order.units.alone and order.units.lengths is not None:
-        said.append(
-            f"  shared pictures: {order.units.alone / int(order.units.lengths.sum()):.2f} times fewer tokens than conversations in rows of their own"
-        )
+        saving = order.units.alone / int(order.units.lengths.sum())
+        fewer = f"{saving:.2f} times fewer tokens than with a row for each conversation"
+        said.append(f"  shared pictures: {fewer}" if saving > 1 else "  shared pictures: none, every picture has one conversation")
     return said
 
 
@@ -125,7 +125,7 @@ def _units_of_sources(units: Units, lengths: Lengths, samples: SampleSet) -> tup
     owners = np.maximum.accumulate(lengths.group[members[starts[:-1]]] if units.alone else members)  # ascending; of a tree, its first sample
     sizes = np.diff(np.searchsorted(owners, np.cumsum([0, *samples.sizes]))).tolist()
     if 0 in sizes:
-        raise DataFormatError(f"No sample of {samples.entries[sizes.index(0)].name!r} can be used. Run `vlm data check` on it.")
+        raise DataFormatError(f"No sample of {samples.entries[sizes.index(0)].name!r} can be used; the reason stands above.")
     return tuple(sizes)
 
 
