@@ -6,7 +6,8 @@ from PIL import Image
 
 from vlm.__main__ import main as vlm
 from vlm.commands.data import main
-from vlm.errors import ConfigError, UnknownNameError
+from vlm.data.preparation.prepare import prepare
+from vlm.errors import ConfigError, DataFormatError, UnknownNameError
 
 
 @pytest.fixture
@@ -38,11 +39,31 @@ def test_warnings_end_with_code_0_and_say_what_and_where(own: Path, capsys: pyte
 def test_errors_end_with_code_1_and_are_written_as_json(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "findings.json"
     assert main(["check", write(own, {"image": "a.png"}, {"image": "no.png"}), "--json", str(file), "--verify", "header", "--workers", "1"]) == 1
-    assert "error: 1 x image file missing\n    There is no image file no.png.\n" in capsys.readouterr().out
+    assert "error: 1 x image file missing\n    mine.json: 1: There is no image file no.png.\n" in capsys.readouterr().out
     (report,) = json.loads(file.read_text(encoding="utf-8"))
     assert report["ok"] is False and report["splits"]["train"]["rows"] == 2
-    missing = {"level": "error", "kind": "image file missing", "count": 1, "examples": ["There is no image file no.png."]}
+    missing = {"level": "error", "kind": "image file missing", "count": 1, "examples": ["mine.json: 1: There is no image file no.png."]}
     assert missing in report["findings"]
+
+
+def test_a_dataset_is_found_by_its_name_below_the_data_root(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    root = tmp_path / "data"
+    prepare(write(own, {"image": "a.png"}), root)
+    assert main(["check", "mine", "--data-root", str(root)]) == 0
+    assert capsys.readouterr().out.startswith(f"{root}/mine\n")
+    with pytest.raises(DataFormatError, match=r"no file or folder mine, and no data/mine\. .*--data-root"):
+        main(["check", "mine"])
+    with pytest.raises(
+        DataFormatError, match=r"no file or folder easy-vqa, and no .*data/easy-vqa\. Prepare it with: vlm preprocess --dataset-id easy-vqa"
+    ):
+        main(["check", "easy-vqa", "--data-root", str(root)])
+
+
+def test_own_data_is_named_once(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    write(own, {"image": "a.png"})
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "mine.json"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "mine.json"
 
 
 def test_file_that_cannot_be_written_is_one_line(own: Path, tmp_path: Path):

@@ -1,13 +1,14 @@
 """`vlm data check DIR` and `vlm data show DIR`: look at data before anything trains on it."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from vlm.conf.cli import Positional, parse
-from vlm.errors import ConfigError, UnknownNameError
+from vlm.errors import ConfigError, DataFormatError, UnknownNameError
 
 if TYPE_CHECKING:
     from vlm.data.preparation.check import Report
@@ -23,7 +24,9 @@ class CheckArguments:
     """What to check."""
 
     path: Annotated[Path, Positional]
-    """A prepared folder, or a file or folder of your own data."""
+    """Prepared dataset by name or folder, or a file or folder of your own data."""
+    data_root: Path = Path("data")
+    """Folder of the prepared datasets."""
     verify: Literal["decode", "header"] = "decode"
     """How pictures are verified: decode reads every pixel, header only size and format."""
     workers: int | None = None
@@ -53,12 +56,30 @@ def _check(argv: Sequence[str]) -> int:
     from vlm.commands.preprocess import show_progress
     from vlm.data.preparation.check import check
 
-    reports = check(arguments.path, verify=arguments.verify, workers=arguments.workers, progress=show_progress)
+    reports = check(_located(arguments), verify=arguments.verify, workers=arguments.workers, progress=show_progress)
     if arguments.json:
         _write(reports, arguments.json)
     for report in reports:
         _print(report)
     return 0 if all(report.ok for report in reports) else 1
+
+
+def _located(arguments: CheckArguments) -> Path:
+    """What is at the path, or else the prepared dataset of that name or alias."""
+    from vlm.data.datasets import DATASETS
+
+    path = arguments.path
+    if path.exists():
+        return path
+    name = str(path)
+    prepared = arguments.data_root / (DATASETS.resolve(name) if name in DATASETS else name)
+    if prepared.exists():
+        return prepared
+    prepare = f"vlm preprocess --dataset-id {name} --root-dir {shlex.quote(str(arguments.data_root))}"
+    remedy = (
+        f"Prepare it with: {prepare}" if name in DATASETS else "Give the path of your data, or --data-root for the folder of the prepared datasets."
+    )
+    raise DataFormatError(f"There is no file or folder {path}, and no {prepared}. {remedy}")
 
 
 def _write(reports: Sequence["Report"], path: Path) -> None:
@@ -71,7 +92,7 @@ def _write(reports: Sequence["Report"], path: Path) -> None:
 def _print(report: "Report") -> None:
     from vlm.commands.preprocess import printable
 
-    print(f"{report.name} in {report.path}")
+    print(report.path if report.name == Path(report.path).name else f"{report.name} in {report.path}")
     for split, numbers in report.splits.items():
         print(f"  {split}: {numbers.rows:,} conversations, {numbers.images:,} pictures")
         for what, spread in numbers.spreads.items():

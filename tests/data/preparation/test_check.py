@@ -68,7 +68,8 @@ def test_missing_corrupt_and_exchanged_pictures_are_errors(tmp_path: Path):
         ("warning", "row that is the same as another"): 1,
     }
     examples = {finding.kind: finding.examples for finding in report.findings}
-    assert examples["image file missing"] == ["There is no image file images/a.png."]
+    assert examples["image file missing"] == ["train: 1: There is no image file images/a.png."]  # the first of two rows
+    assert examples["image file unreadable"][0].startswith("train: 2: ")
     assert examples["picture of another size than its row says"] == ["images/c.png is 10x9 pixels, 9x9 pixels in 3"]
 
 
@@ -164,7 +165,7 @@ def test_own_data_is_checked_where_it_lies(tmp_path: Path):
     report = only(path)
     assert not report.ok and report.splits["train"].rows == 2
     assert sum(finding.count for finding in report.findings if finding.level == "error") == 2
-    assert ["There is no image file no.png."] in [finding.examples for finding in report.findings]
+    assert ["mine.json: 2: There is no image file no.png."] in [finding.examples for finding in report.findings]
     assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == ["a.png", "mine.json"]
 
 

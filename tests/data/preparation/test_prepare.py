@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -137,10 +138,24 @@ def test_split_without_usable_row_is_refused_with_reasons(tmp_path: Path, shapes
         prepare("shapes", tmp_path)
 
 
-def test_unwritable_place_is_one_line_with_path_and_remedy(tmp_path: Path, shapes: list):
+def test_a_file_in_the_place_of_the_root_is_named(tmp_path: Path, shapes: list):
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"Cannot write .*file/shapes .*--root-dir") as caught:
-        prepare("shapes", tmp_path / "file")
+    for root in ("file", "file/data"):
+        with pytest.raises(ConfigError, match=rf"^--root-dir .*{root} cannot be a folder: .*/file is a file\. Give a folder"):
+            prepare("shapes", tmp_path / root)
+        with pytest.raises(ConfigError, match="is a file"):
+            needs("shapes", tmp_path / root)
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_root_that_cannot_be_written_is_blamed_and_not_the_source(tmp_path: Path, shapes: list, code: int, monkeypatch: pytest.MonkeyPatch):
+    def refused(*arguments, **settings):
+        raise OSError(code, os.strerror(code), str(tmp_path.resolve() / "data/.shapes.lock"))  # as filelock does, by the absolute path
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refused)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^Cannot write data/shapes \(.*\.shapes\.lock\)\. .*another folder with --root-dir\.$") as caught:
+        prepare("shapes", Path("data"))
     assert "\n" not in str(caught.value)
 
 

@@ -240,15 +240,16 @@ class _Inspection:
                 )
             if name not in self._judged:
                 self._judged.add(name)
-                self._judge_picture(name, verdict)
+                self._judge_picture(name, verdict, first=f"{split}: {sample.id}")
 
-    def _judge_picture(self, name: str, verdict: Verdict) -> None:
+    def _judge_picture(self, name: str, verdict: Verdict, *, first: str) -> None:
+        """One picture, whose first row is `first`."""
         if verdict.reason:
-            self.note("error", verdict.reason, verdict.detail)
+            self.note("error", verdict.reason, f"{first}: {verdict.detail}")
             return
-        first = self._first_picture.setdefault(verdict.digest, name)
-        if first != name:
-            self.note("warning", "picture file with the same bytes as another", f"{name}, as {first}")
+        same = self._first_picture.setdefault(verdict.digest, name)
+        if same != name:
+            self.note("warning", "picture file with the same bytes as another", f"{name}, as {same}")
         if verdict.size is None:
             return
         short, long = sorted(verdict.size)

@@ -109,6 +109,7 @@ def prepare(
         DataFormatError: If a split has no usable row, or a row is faulty and shall not be skipped.
         MissingPackageError: If a package that ships the data is not installed.
     """
+    _refuse_file(root)
     store = ArchiveStore(root, mirror, from_archives, keep_archives)
     run = _Run(root, store, overwrite, workers, verify, progress or (lambda items, _: items), meter)
     if name and name_or_path in DATASETS:
@@ -130,12 +131,19 @@ def prepare(
 @readable()
 def needs(name_or_path: str, root: Path, *, overwrite: bool = False, from_archives: Path | None = None) -> Needs:
     """What `prepare` would download; nothing for what is prepared already and for what is no registered dataset."""
+    _refuse_file(root)
     if name_or_path not in DATASETS:
         return Needs()
     name = DATASETS.resolve(name_or_path)
     names = [part for part in DATASETS[name].parts or (name,) if overwrite or not (root / part / MANIFEST).is_file()]
     archives = {archive.file: archive for part in names for archive in DATASETS[part].archives}
     return ArchiveStore(root, from_archives=from_archives).needs(tuple(archives.values()))
+
+
+def _refuse_file(root: Path) -> None:
+    file = next((place for place in (root, *root.parents) if place.exists() and not place.is_dir()), None)
+    if file:
+        raise ConfigError(f"--root-dir {root} cannot be a folder: {file} is a file. Give a folder for the prepared datasets.")
 
 
 def _mix(name: str) -> str:
@@ -291,6 +299,6 @@ def _disk_error(error: OSError, folder: Path, root: Path) -> ConfigError:
     reason = f"{error.strerror or error}: {place}"
     if error.errno in FULL:  # copying names the file that it reads
         place, reason = folder, str(error.strerror)
-    if not place.is_relative_to(root):
+    if error.errno != errno.EROFS and not place.resolve().is_relative_to(root.resolve()):  # a lock names itself by its absolute path
         return ConfigError(f"Cannot read the source of {folder} ({reason}). Make it readable.")
     return ConfigError(f"Cannot write {folder} ({reason}). Make it writable or free space there, or choose another folder with --root-dir.")

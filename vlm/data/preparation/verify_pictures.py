@@ -14,8 +14,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -166,10 +168,11 @@ class PictureChecker:
         """
         if not self._in_processes or (self._pool is None and len(paths) < FEW):
             return map(self._look, paths)
-        if self._pool is None:
-            self._pool = _start_pool(self.workers)
         try:
-            return _received(self._pool.map(self._look, paths, chunksize=PICTURES_A_TASK), self.workers)
+            with _interrupts_wait():
+                if self._pool is None:
+                    self._pool = _start_pool(self.workers)
+                return _received(self._pool.map(self._look, paths, chunksize=PICTURES_A_TASK), self.workers)
         except BrokenProcessPool as error:
             raise _died(self.workers) from error
 
@@ -220,6 +223,24 @@ def _start_pool(workers: int) -> ProcessPoolExecutor:
     if kind == "forkserver":
         context.set_forkserver_preload(["vlm.data.image"])  # imported once, not once for each worker
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_become_worker)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Let an interrupt wait until the block is done, and never reach the processes that start in it.
+
+    They inherit the mask. Without it, each shows a traceback until it has learned to leave interrupts to the parent, and those that start when the
+    parent ends already show another one.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # before: its start lets interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _become_worker() -> None:
