@@ -1,5 +1,10 @@
 import hashlib
 import io
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -154,3 +159,44 @@ def test_a_picture_that_the_system_refuses_is_unreadable(tmp_path: Path, monkeyp
     verdict = look_at(tmp_path / "a.jpg", verify="decode")
     assert verdict.reason == "image file unreadable"
     assert verdict.detail == f"The image file {tmp_path / 'a.jpg'} cannot be read: Permission denied. Replace the file, or leave it out."
+
+
+COMMAND = """
+import sys
+from vlm.__main__ import main
+from vlm.data.preparation import verify_pictures
+
+start = verify_pictures._start_pool
+
+def start_and_say_so(workers):
+    print("begun", flush=True)
+    return start(workers)
+
+verify_pictures._start_pool = start_and_say_so
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("command", "delay"), [("data check mine", 0.1), ("preprocess --dataset-id mine", 1.5)])
+def test_an_interrupt_is_one_line_whatever_the_workers_do(tmp_path: Path, command: str, delay: float):
+    (tmp_path / "mine").mkdir()
+    Image.effect_noise((1500, 1500), 90).save(tmp_path / "picture.jpg")
+    for i in range(1000):
+        (tmp_path / f"mine/{i}.jpg").hardlink_to(tmp_path / "picture.jpg")
+        (tmp_path / f"mine/{i}.txt").write_text("Noise", encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *command.split(), "--workers", "2"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a process group of its own, which a terminal's Ctrl-C reaches as a whole
+    )
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert [line for line in err.splitlines() if " is read as " not in line] == [f"vlm {command.split()[0]}: interrupted"]

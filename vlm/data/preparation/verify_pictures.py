@@ -229,18 +229,24 @@ def _start_pool(workers: int) -> ProcessPoolExecutor:
 def _interrupts_wait() -> Iterator[None]:
     """Let an interrupt wait until the block is done, and never reach the processes that start in it.
 
-    They inherit the mask. Without it, each shows a traceback until it has learned to leave interrupts to the parent, and those that start when the
-    parent ends already show another one.
+    They inherit the mask. Without it, each shows a traceback until it has learned to leave interrupts to the parent. The handler is for this process,
+    where threads without the mask take the signal: a process that is half started when the pool ends would show another traceback.
     """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or handler is None or not hasattr(signal, "pthread_sigmask"):
+        yield  # no interrupt is raised in this thread, or (on Windows) there are no masks
         return
     resource_tracker.ensure_running()  # before: its start lets interrupts through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    arrived: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: arrived.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if arrived:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _become_worker() -> None:
