@@ -235,3 +235,36 @@ def test_own_data_is_told_from_prepared_datasets(tmp_path: Path):
     assert recognizes_own(pictures)
     assert recognizes_own(Path("my.JSONL")) and recognizes_own(Path("my.csv")) and recognizes_own(Path("my.parquet"))
     assert not any(map(recognizes_own, (prepared, empty, Path("easy-vqa"))))
+
+
+def test_a_list_beside_the_pictures_is_what_to_give(tmp_path: Path):
+    for i in range(20):
+        (tmp_path / f"{i}.jpg").touch()
+        (tmp_path / f"{i}.json").touch()  # what a program noted of one picture is no list
+    (tmp_path / "readme.txt").touch()
+    assert len(opened(tmp_path)[1]) == 21
+    (tmp_path / "captions.csv").touch()
+    with pytest.raises(DataFormatError, match=rf"^{tmp_path} holds captions\.csv: give that file: {tmp_path}/captions\.csv\.$"):
+        opened(tmp_path)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/chat.jsonl").touch()
+    with pytest.raises(DataFormatError, match=r"holds captions\.csv, more/chat\.jsonl: give the one that you mean"):
+        opened(tmp_path)
+    for i in range(20):
+        (tmp_path / f"{i}.txt").touch()
+    assert len(opened(tmp_path)[1]) == 21  # captions are there: the list is something else
+
+
+def test_pictures_that_a_parquet_file_only_names_must_be_there(tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "a.png").write_bytes(picture("red"))
+    rows = {"image": [str(tmp_path / "a.png")], "text": ["A red thing."]}
+    named = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    named.to_parquet(tmp_path / "my.parquet")
+    (sample,) = opened(tmp_path / "my.parquet")[1]
+    assert isinstance(sample, Sample) and sample.images[0] == tmp_path / "a.png"
+    (tmp_path / "a.png").rename(tmp_path / "b.png")
+    with pytest.raises(
+        DataFormatError, match=r"the Parquet holds only paths of pictures, relative to .*, and .*a\.png is not there; save it with `save_to_disk`"
+    ):
+        opened(tmp_path / "my.parquet")

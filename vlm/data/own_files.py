@@ -9,6 +9,7 @@ Paths that are read:
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +20,7 @@ from vlm.data.formats import FORMATS
 from vlm.data.formats.base import CAPTION_REQUEST, faulty, finished, pairs_of_turns, shown, text_of, with_placeholders
 from vlm.data.formats.image_text import EXPECTED
 from vlm.data.formats.pictures import holds_pictures
-from vlm.data.formats.sources import CSV_SUFFIXES, FILE_SUFFIXES, first_rows
+from vlm.data.formats.sources import CSV_SUFFIXES, FILE_SUFFIXES, JSON_SUFFIXES, first_rows
 from vlm.data.manifest import MANIFEST
 from vlm.data.sample import Row
 from vlm.errors import DataFormatError
@@ -28,7 +29,9 @@ log = logging.getLogger(__name__)
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TEXT_SUFFIX = ".txt"
-NAMED = 5  # prepared datasets that a message lists
+LIST_SUFFIXES = (*JSON_SUFFIXES, *CSV_SUFFIXES)
+HARDLY_ANY = 0.1  # texts to a picture: those of a license and a readme are no captions
+NAMED = 5  # prepared datasets or list files that a message lists
 LOOKED_AT = 100  # rows, to find one that is not faulty and tells the format
 
 
@@ -59,6 +62,7 @@ def own_rows(path: Path, *, pictures: Path) -> OwnFiles:
     if prepared := sorted({file.parent.name for file in path.glob("*/samples-*.parquet") if (file.parent / MANIFEST).is_file()}):
         raise DataFormatError(f"{path} holds prepared datasets ({', '.join(prepared[:NAMED])}); name one of them, such as {path / prepared[0]}.")
     if path.is_dir() and not _is_table_folder(path):
+        _refuse_lists(path)
         if not _holds_picture(path):
             raise DataFormatError(
                 f"{path} holds no picture, no Parquet file and no folder of `save_to_disk`; expected a folder of pictures with .txt files."
@@ -71,6 +75,8 @@ def own_rows(path: Path, *, pictures: Path) -> OwnFiles:
     name, row = _recognized(path)
     log.info("%s is read as %s.", path, FORMATS[name].description)
     beside = path if path.is_dir() else path.parent
+    if path.is_dir() or path.suffix.lower() == ".parquet":
+        _refuse_lost_pictures(path, beside)
     return OwnFiles(FORMATS[name].read(path, pictures=pictures), pictures if holds_pictures(row) else beside)
 
 
@@ -104,6 +110,47 @@ def _recognized(path: Path) -> tuple[str, Any]:
 
 def _is_table_folder(path: Path) -> bool:
     return any((path / name).is_file() for name in ("state.json", "dataset_dict.json")) or any(path.rglob("*.parquet"))
+
+
+def _refuse_lists(path: Path) -> None:
+    """Refuse a folder whose texts are in a list file and not beside the pictures."""
+    pictures, texts, lists = 0, 0, list[str]()
+    for folder, folders, names in os.walk(path, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        suffixes = Counter(Path(name).suffix.lower() for name in names)
+        stems = {Path(name).stem for name in names if Path(name).suffix.lower() in PICTURE_SUFFIXES}  # a list is of no single picture
+        pictures += sum(suffixes[suffix] for suffix in PICTURE_SUFFIXES)
+        texts += suffixes[TEXT_SUFFIX]
+        lists += [
+            (Path(folder) / name).relative_to(path).as_posix()
+            for name in names
+            if name.lower().endswith(LIST_SUFFIXES) and Path(name).stem not in stems
+        ]
+    if lists and texts <= pictures * HARDLY_ANY:
+        more = f" and {len(lists) - NAMED} more" if len(lists) > NAMED else ""
+        which = "that file:" if len(lists) == 1 else "the one that you mean, such as"
+        raise DataFormatError(f"{path} holds {', '.join(sorted(lists)[:NAMED])}{more}: give {which} {path / min(lists)}.")
+
+
+def _refuse_lost_pictures(path: Path, beside: Path) -> None:
+    """Refuse a table of Hugging Face's picture columns without the pictures' bytes, none of whose first paths leads to a file."""
+    items = [item for row in islice(first_rows(path), LOOKED_AT) for item in _picture_items(row)]
+    named = [item["path"] for item in items if isinstance(item["path"], str)]
+    if named and not any(item["bytes"] is not None for item in items) and not any((beside / name).is_file() for name in named):
+        kind = "dataset" if (path / "state.json").is_file() else "Parquet"
+        raise DataFormatError(
+            f"{path}: the {kind} holds only paths of pictures, relative to {beside.resolve()}, and {named[0]} is not there; "
+            "save it with `save_to_disk`, which puts the pictures inside, or put the pictures there."
+        )
+
+
+def _picture_items(value: Any) -> Iterator[dict[str, Any]]:
+    """The values of a row that are pictures as Hugging Face writes them."""
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _picture_items(item)
 
 
 def _holds_picture(path: Path) -> bool:

@@ -3,7 +3,7 @@
     {"images": ["a.jpg", "b.jpg"], "texts": [{"user": "Which is larger?", "assistant": "The first.", "source": "NLVR2"}]}
 
 Several questions are turns of one conversation. The pictures come before the first question, unless the texts say where. Published are Parquet files with
-the pictures inside; JSON with paths is read as well.
+the pictures inside; Arrow of `save_to_disk` and JSON with paths are read as well.
 """
 
 from collections.abc import Iterator, Mapping
@@ -72,6 +72,6 @@ SPECS = {
     "cauldron": Format(
         read=read_by_row(parse_row),
         recognizes=_recognizes,
-        description="The Cauldron: `images` and `texts` of `user` and `assistant`; Parquet with the pictures inside",
+        description="The Cauldron: `images` and `texts` of `user` and `assistant`, with the pictures inside or their paths",
     )
 }
