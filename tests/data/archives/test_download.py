@@ -450,6 +450,11 @@ def test_first_error_stops_the_others_and_keeps_what_came(archive_server: Archiv
     assert 0 < (tmp_path / "slow.bin.part").stat().st_size < len(DATA) * 3
 
 
+def interruptible() -> None:
+    """Programs started in the background of a shell ignore interrupts, and so do the programs that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 FETCH = """
 import json, sys
 from pathlib import Path
@@ -468,7 +473,11 @@ def test_ended_process_leaves_what_the_next_one_goes_on_from(archive_server: Arc
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-c", FETCH, json.dumps(files), str(tmp_path)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", FETCH, json.dumps(files), str(tmp_path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=interruptible,
     )
     parts = [tmp_path / f"{i}.bin.part" for i in range(2)]
     until = time.monotonic() + 20

@@ -177,6 +177,11 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def interruptible() -> None:
+    """Programs started in the background of a shell ignore interrupts, and so do the programs that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("command", "delay"), [("data check mine", 0.1), ("preprocess --dataset-id mine", 1.5)])
 def test_an_interrupt_is_one_line_whatever_the_workers_do(tmp_path: Path, command: str, delay: float):
     (tmp_path / "mine").mkdir()
@@ -192,6 +197,7 @@ def test_an_interrupt_is_one_line_whatever_the_workers_do(tmp_path: Path, comman
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=interruptible,
         start_new_session=True,  # a process group of its own, which a terminal's Ctrl-C reaches as a whole
     )
     assert process.stdout is not None and process.stdout.readline() == "begun\n"
