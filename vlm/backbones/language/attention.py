@@ -167,12 +167,21 @@ def _by_pieces(
     query: Tensor, key: Tensor, value: Tensor, places: Sequence[Piece], *, window: int | None, scaling: float | None, dropout: float = 0.0
 ) -> Float[Tensor, "B T heads width"]:
     """One call of SDPA a document."""
+    sizes = [place.last - place.first for place in places]
+    # split, not slices: the gradient of a split is one concatenation, that of a slice a tensor of zeros as large as all rows
+    queries, keys, values = (states.transpose(1, 2).flatten(0, 1).split(sizes) for states in (query, key, value))  # [length, heads, width] each
+    number = {(place.row, place.first): i for i, place in enumerate(places)}
     parts = []
-    for place in places:
-        seen = [*place.path, place]
-        out = _causal(_cut(query, [place]), _cut(key, seen), _cut(value, seen), window=window, scaling=scaling, dropout=dropout)
-        parts.append(out[0].transpose(0, 1))  # [length, heads, width]
+    for i, place in enumerate(places):
+        seen = [*(number[parent.row, parent.first] for parent in place.path), i]
+        states = queries[i], _join([keys[j] for j in seen]), _join([values[j] for j in seen])
+        out = _causal(*(each.transpose(0, 1).unsqueeze(0) for each in states), window=window, scaling=scaling, dropout=dropout)
+        parts.append(out[0].transpose(0, 1))
     return torch.cat(parts).unflatten(0, (query.shape[0], query.shape[2]))
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _by_varlen(
@@ -223,11 +232,6 @@ def _is_exact(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: in
     if not exact:
         log.warning("warning: packed rows are attended to document by document, because the variable-length kernel is not exact here")
     return exact
-
-
-def _cut(states: Tensor, pieces: list[Piece]) -> Tensor:
-    cuts = [states[piece.row, :, piece.first : piece.last] for piece in pieces]  # [heads, length, width] each
-    return (cuts[0] if len(cuts) == 1 else torch.cat(cuts, dim=1)).unsqueeze(0)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, *, window: int | None, scaling: float | None, dropout: float) -> Tensor:
