@@ -1,6 +1,8 @@
 """Picture files to square uint8 RGB tiles, by PIL; bit-equal to transformers' PIL image processors. Normalization belongs to the vision backbones."""
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +30,20 @@ def load_image(path: Path, *, at_least: int | None = None) -> Image.Image:
     Raises:
         DataFormatError: If the file is missing, no picture, cut short or broken.
     """
+    with _opened(path) as image:
+        if at_least is not None:
+            image.draft("RGB", (at_least, at_least))  # does nothing for other formats
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)  # copies nothing where it turns nothing
+        return to_rgb(image)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The picture in a file; what PIL or the system raises meanwhile becomes one line with the remedy."""
     try:
         with Image.open(path) as image:
-            if at_least is not None:
-                image.draft("RGB", (at_least, at_least))  # does nothing for other formats
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)  # copies nothing where it turns nothing
-            return to_rgb(image)
+            yield image
     except FileNotFoundError:
         raise DataFormatError(f"There is no image file {path}.") from None
     except UNREADABLE as error:
@@ -75,17 +84,10 @@ def picture_size(path: Path) -> tuple[int, int]:
     Raises:
         DataFormatError: If the file is missing or no picture.
     """
-    try:
-        with Image.open(path) as image:
-            exif = Image.Image.getexif(image)  # PNG's own would decode the picture, to look for orientation behind it
-            turned = exif.get(ExifTags.Base.Orientation, 1) in TURNED
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except FileNotFoundError:
-        raise DataFormatError(f"There is no image file {path}.") from None
-    except UNREADABLE as error:
-        raise DataFormatError(
-            f"The image file {path} cannot be read: {_reason(error, path)}. Replace the file, or leave it out; `vlm data check` finds all of them."
-        ) from error
+    with _opened(path) as image:
+        exif = Image.Image.getexif(image)  # PNG's own would decode the picture, to look for orientation behind it
+        turned = exif.get(ExifTags.Base.Orientation, 1) in TURNED
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def layout_of(height: int, width: int, policy: ImagePolicy) -> ImageLayout:
