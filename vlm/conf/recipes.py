@@ -38,7 +38,7 @@ def llava_recipe(
         global_batch_size=128,
         per_device_batch_size=16,
         group_by_length=True,
-        gradient_checkpointing=True,
+        gradient_checkpointing=("language",),
     )
     adapted = replace(model, lora=LoRATowers(language=lora)) if lora is not None else model
     return {

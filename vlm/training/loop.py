@@ -1,36 +1,95 @@
 """The training loop: micro-batches to optimizer steps, with the loss normalized over the whole global batch.
 
-Knows the model only as `model(batch) -> LossSum`; data, validation, checkpoints and metrics come as values and callables from the command.
+Knows the model only as `model(batch) -> LossSum`; data, validation, checkpoints and metrics come as values and callables from the command. What a step
+computes is a function of the weights, the optimizer's state, the micro-batches, the seed and the step's number: nothing else needs to be stored to go on.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vlm.conf.schema import BatchPlan, StageConfig
-from vlm.distributed.collectives import sum_lists_over_ranks, sum_over_ranks
+from vlm.distributed.collectives import any_rank, sum_lists_over_ranks, sum_over_ranks
 from vlm.distributed.shard import data_parallel, gradient_exchange
 from vlm.errors import ConfigError, DataFormatError
-from vlm.training.optim import make_optimizer, make_schedule, rates_by_part
+from vlm.training.incidents import Incident, MicroBatchLoss, SpikeDetector
+from vlm.training.optim import clip_by_norm, make_optimizer, make_schedule, norms_by_part, rates_by_part
 from vlm.types import ChatBatch, World
+
+MOST_SKIPPED_IN_A_ROW = 10  # steps; a run whose every step is broken must not go on for days
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What is trained.
+
+    Attributes:
+        model: The assembled model, its frozen parts already frozen.
+        wrapped: The same as the ranks run it together.
+        optimizer: The optimizer of its trained weights.
+    """
+
+    model: nn.Module
+    wrapped: nn.Module
+    optimizer: torch.optim.AdamW
+
+    @classmethod
+    def of(cls, model: nn.Module, stage: StageConfig, world: World) -> "Trainee":
+        """Spread a model over the ranks and make its optimizer.
+
+        Raises:
+            ConfigError: If a part has a rate but nothing that could be trained.
+        """
+        wrapped = data_parallel(model, world)
+        return cls(model=model, wrapped=wrapped, optimizer=make_optimizer(model, stage))
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The trained weights."""
+        return [weight for group in self.optimizer.param_groups for weight in group["params"]]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Which steps are taken, and how a step is made reproducible.
+
+    Attributes:
+        last: Number of the last step; the schedule ends there.
+        first: Steps that were taken before, by the run that is resumed.
+        seed: Seed of dropout and the like: each step and rank has numbers of its own, wherever the run was interrupted.
+    """
+
+    last: int
+    first: int = 0
+    seed: int = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first + 1, self.last + 1))
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What happens after an optimizer step, beside training.
+    """What happens beside training.
 
     Attributes:
         log: Takes the step, from 1, and its metrics.
-        after_step: Takes the step; validation and checkpoints.
+        after_step: Takes the step and where the stream of rows goes on after it; validation and checkpoints.
+        wants_stop: Asked before each step; True on any rank ends the loop on all of them.
+        incident: Takes a step that went wrong, and returns where it was written down, or nothing.
+        watched: What the first forward and backward passes run in.
     """
 
     log: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
-    after_step: Callable[[int], None] = lambda step: None
+    after_step: Callable[[int, tuple[int, ...]], None] = lambda step, position: None
+    wants_stop: Callable[[], bool] = lambda: False
+    incident: Callable[[Incident], str] = lambda incident: ""
+    watched: Callable[[], AbstractContextManager] = nullcontext
 
 
 def count_steps(stage: StageConfig, num_rows: int) -> int:
@@ -39,68 +98,137 @@ def count_steps(stage: StageConfig, num_rows: int) -> int:
 
 
 def train(
-    model: nn.Module,
+    trainee: Trainee,
     batches: Iterable[ChatBatch],
     *,
     stage: StageConfig,
     plan: BatchPlan,
-    num_steps: int,
+    steps: Span,
     world: World,
     autocast: bool,
     hooks: Hooks,
     sources: Sequence[str] = (),
+    on_nan: str = "stop",
 ) -> list[float]:
-    """Train for `num_steps` optimizer steps and return the mean loss of each.
+    """Take optimizer steps until the last one or until a stop is wanted, and return the mean loss of each step taken.
 
     Args:
-        model: The assembled model, its frozen parts already frozen.
-        batches: This rank's micro-batches, `plan.accumulation` for each step.
+        trainee: The model and its optimizer.
+        batches: This rank's micro-batches, `plan.accumulation` for each step, from the first step that is to be taken.
         stage: Rates, schedule and clipping.
         plan: How the global batch is cut.
-        num_steps: Optimizer steps.
+        steps: Which steps.
         world: The processes of this run.
         autocast: True to run the forward pass under bf16 autocast.
-        hooks: What happens after each step.
+        hooks: What happens beside training.
         sources: Names of the sources of the mixture, for metrics.
+        on_nan: `stop`, or `skip`: a step whose loss or gradient is not a number changes no weight, and training goes on.
 
     Raises:
         DataFormatError: If a global batch has no labelled token.
-        ConfigError: If the loss or its gradient is not a number.
+        ConfigError: If the loss or its gradient is not a number, and the step is not skipped; or too many steps in a row are.
     """
-    optimizer = make_optimizer(model, stage)
-    schedule = make_schedule(optimizer, stage, num_steps)
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    wrapped = data_parallel(model, world)
-    model.train()
-    losses, stream = [], iter(batches)
-    for step in range(1, num_steps + 1):
-        clock = time.perf_counter()
-        micro_batches = _take(stream, plan.accumulation, world.device)
-        waited = time.perf_counter() - clock
-        loss, by_source = _accumulate(wrapped, micro_batches, world=world, autocast=autocast, step=step)
-        norm = nn.utils.clip_grad_norm_(weights, stage.clip_norm if stage.clip_norm is not None else math.inf).item()
-        _refuse_nan(norm, "norm of the gradient", step)
-        rates = rates_by_part(optimizer)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss)
-        seconds = time.perf_counter() - clock
-        metrics = _metrics(loss, norm, rates, micro_batches, seconds=seconds, waited=waited, world=world)
-        hooks.log(step, metrics | _source_metrics(sources, by_source, micro_batches, world))
-        hooks.after_step(step)
-        model.train()
+    loop = _Loop(trainee, stage, plan, steps, world, autocast=autocast, hooks=hooks, sources=sources, on_nan=on_nan)
+    trainee.model.train()
+    losses: list[float] = []
+    stream = iter(batches)
+    for step in steps:
+        if any_rank(hooks.wants_stop(), world):
+            break
+        losses.append(loop.take_step(step, stream))
+        trainee.model.train()
     return losses
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What one step's backward passes gave."""
+
+    count: float
+    mean: float
+    losses: list[MicroBatchLoss]
+    by_source: list[float] = field(default_factory=list)
+
+
+class _Loop:
+    """What all steps of a run share; see `train`."""
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        stage: StageConfig,
+        plan: BatchPlan,
+        steps: Span,
+        world: World,
+        *,
+        autocast: bool,
+        hooks: Hooks,
+        sources: Sequence[str],
+        on_nan: str,
+    ):
+        self.trainee, self.stage, self.plan, self.steps, self.world = trainee, stage, plan, steps, world
+        self.autocast, self.hooks, self.sources, self.skips = autocast, hooks, sources, on_nan == "skip"
+        self.schedule = make_schedule(trainee.optimizer, stage, steps.last, taken=steps.first)
+        self.spikes, self.skipped = SpikeDetector(), 0
+
+    def take_step(self, step: int, stream: Iterator[ChatBatch]) -> float:
+        """One optimizer step; returns its mean loss."""
+        clock = time.perf_counter()
+        micro_batches = _take(stream, self.plan.accumulation, self.world.device)
+        waited = time.perf_counter() - clock
+        seed_step(self.steps.seed, step, self.world.rank)  # after the data: a loader that begins draws a random number
+        with self.hooks.watched() if step == self.steps.first + 1 else nullcontext():
+            seen = _accumulate(self.trainee.wrapped, micro_batches, world=self.world, autocast=self.autocast, step=step)
+        norms, rates = norms_by_part(self.trainee.optimizer), rates_by_part(self.trainee.optimizer)
+        norm = math.hypot(*norms.values())
+        broken = self._judge(step, seen, norms, norm)
+        if not broken:
+            clip_by_norm(self.trainee.weights, norm, self.stage.clip_norm)
+            self.trainee.optimizer.step()
+        self.schedule.step()
+        self.trainee.optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - clock
+        metrics = _metrics(seen.mean, norm, rates, micro_batches, seconds=seconds, waited=waited, world=self.world)
+        metrics |= _source_metrics(self.sources, seen.by_source, micro_batches, self.world) | ({"num_skipped": 1} if broken else {})
+        self.hooks.log(step, metrics)
+        self.hooks.after_step(step, micro_batches[-1].position)
+        return seen.mean
+
+    def _judge(self, step: int, seen: _Step, norms: Mapping[str, float], norm: float) -> bool:
+        """Write down a step that went wrong; True if it must change no weight."""
+        kind = "nan" if not math.isfinite(seen.mean + norm) else "spike" if self.spikes.sees(seen.mean) else ""
+        place = self.hooks.incident(Incident(step, kind, seen.mean, norms, seen.losses)) if kind else ""
+        if kind != "nan":
+            self.skipped = 0
+            return False
+        self.skipped += 1
+        if self.skips and self.skipped <= MOST_SKIPPED_IN_A_ROW:
+            return True
+        what, value = ("loss", seen.mean) if not math.isfinite(seen.mean) else ("norm of the gradient", norm)
+        in_a_row = f"; so were {self.skipped - 1} steps before it" if self.skips else ""
+        record = f" What the step saw stands in {place}." if place else ""
+        leave_out = "" if self.skips else " --on-nan skip leaves such steps out."
+        raise ConfigError(
+            f"Step {step}: the {what} is {value}{in_a_row}. Lower the learning rates (--stage.lr.*) or use --precision fp32.{leave_out}{record}"
+        )
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Start torch's random numbers anew, from the run's seed, the step and the rank, so that no generator's state has to be stored or resumed."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
+
+
 def _take(stream: Iterator[ChatBatch], count: int, device: torch.device) -> list[ChatBatch]:
-    batches = [batch.to(device) for batch in islice(stream, count)]
-    if len(batches) < count:
-        raise ValueError(f"The data ended within a step: {count} micro-batches were wanted, {len(batches)} came.")
+    batches = []
+    for _ in range(count):
+        batch = next(stream, None)
+        if batch is None:
+            raise ValueError(f"The data ended within a step: {count} micro-batches were wanted, {len(batches)} came.")
+        batches.append(batch.to(device))
     return batches
 
 
-def _accumulate(model: nn.Module, micro_batches: list[ChatBatch], *, world: World, autocast: bool, step: int) -> tuple[float, list[float]]:
+def _accumulate(model: nn.Module, micro_batches: list[ChatBatch], *, world: World, autocast: bool, step: int) -> _Step:
     """Backward passes of one global batch; returns its mean loss, and this rank's sum and count of each source of a mixture, flat.
 
     Each micro-batch's sum is divided by the labels of the whole global batch, counted over all ranks before the first backward pass, and multiplied by
@@ -120,14 +248,10 @@ def _accumulate(model: nn.Module, micro_batches: list[ChatBatch], *, world: Worl
             (loss.sum * (world.size / count)).backward()
         sums.append(loss.sum.detach())
         by_source += [] if loss.by_source is None else [loss.by_source]
-    mean = sum_over_ranks(sum(part.item() for part in sums), world) / count
-    _refuse_nan(mean, "loss", step)
-    return mean, torch.stack(by_source).sum(0).flatten().tolist() if by_source else []
-
-
-def _refuse_nan(value: float, what: str, step: int) -> None:
-    if not math.isfinite(value):
-        raise ConfigError(f"Step {step}: the {what} is {value}. Lower the learning rates (--stage.lr.*) or use --precision fp32.")
+    values = [part.item() for part in sums]
+    losses = [MicroBatchLoss(value / max(1, batch.num_labels), batch.samples) for value, batch in zip(values, micro_batches, strict=True)]
+    mean = sum_over_ranks(sum(values), world) / count
+    return _Step(count, mean, losses, torch.stack(by_source).sum(0).flatten().tolist() if by_source else [])
 
 
 def refuse_broken_weights(model: nn.Module, step: int) -> None:
