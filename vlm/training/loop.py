@@ -19,7 +19,7 @@ from vlm.distributed.collectives import any_rank, sum_lists_over_ranks, sum_over
 from vlm.distributed.shard import data_parallel, gradient_exchange
 from vlm.errors import ConfigError, DataFormatError
 from vlm.training.incidents import Incident, MicroBatchLoss, SpikeDetector
-from vlm.training.optim import clip_by_norm, make_optimizer, make_schedule, norms_by_part, rates_by_part
+from vlm.training.optim import clip_by_norm, make_optimizer, norms_by_part, rates_by_part, set_rates
 from vlm.types import ChatBatch, World
 
 MOST_SKIPPED_IN_A_ROW = 10  # steps; a run whose every step is broken must not go on for days
@@ -168,7 +168,6 @@ class _Loop:
     ):
         self.trainee, self.stage, self.plan, self.steps, self.world = trainee, stage, plan, steps, world
         self.autocast, self.hooks, self.sources, self.skips = autocast, hooks, sources, on_nan == "skip"
-        self.schedule = make_schedule(trainee.optimizer, stage, steps.last, taken=steps.first)
         self.spikes, self.skipped = SpikeDetector(), 0
 
     def take_step(self, step: int, stream: Iterator[ChatBatch]) -> float:
@@ -179,18 +178,18 @@ class _Loop:
         seed_step(self.steps.seed, step, self.world.rank)  # after the data: a loader that begins draws a random number
         with self.hooks.watched() if step == self.steps.first + 1 else nullcontext():
             seen = _accumulate(self.trainee.wrapped, micro_batches, world=self.world, autocast=self.autocast, step=step)
+        set_rates(self.trainee.optimizer, self.stage, step, self.steps.last)
         norms, rates = norms_by_part(self.trainee.optimizer), rates_by_part(self.trainee.optimizer)
         norm = math.hypot(*norms.values())
         broken = self._judge(step, seen, norms, norm)
         if not broken:
             clip_by_norm(self.trainee.weights, norm, self.stage.clip_norm)
             self.trainee.optimizer.step()
-        self.schedule.step()
         self.trainee.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - clock
         metrics = _metrics(seen.mean, norm, rates, micro_batches, seconds=seconds, waited=waited, world=self.world)
-        metrics |= _source_metrics(self.sources, seen.by_source, micro_batches, self.world) | ({"num_skipped": 1} if broken else {})
-        self.hooks.log(step, metrics)
+        metrics |= _source_metrics(self.sources, seen.by_source, micro_batches, self.world)
+        self.hooks.log(step, {name: value for name, value in metrics.items() if math.isfinite(value)} | {"num_skipped": 1} if broken else metrics)
         self.hooks.after_step(step, micro_batches[-1].position)
         return seen.mean
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from vlm.conf.schema import StageConfig
 from vlm.errors import ConfigError
@@ -29,11 +28,11 @@ def make_optimizer(model: nn.Module, stage: StageConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=stage.betas)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, stage: StageConfig, num_steps: int, *, taken: int = 0) -> LambdaLR:
-    """The stage's schedule, as a factor on every group's peak rate; a function of the step alone, so that it goes on after any number of steps taken."""
+def set_rates(optimizer: torch.optim.Optimizer, stage: StageConfig, step: int, num_steps: int) -> None:
+    """Set the rates of a step, counted from 1. They depend on the step alone, so a resumed run needs no scheduler's state."""
+    factor = rate_factor(step - 1, stage, num_steps)
     for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
-    return LambdaLR(optimizer, lambda step: rate_factor(step, stage, num_steps), last_epoch=taken - 1)
+        group["lr"] = getattr(stage.lr, group["part"]) * factor
 
 
 def rate_factor(step: int, stage: StageConfig, num_steps: int) -> float:
