@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -149,8 +150,9 @@ class JSONL:
             raise ConfigError(f"{self._file.name} cannot be written: {error.strerror}. Free space, or choose another --run-root.") from error
 
     def finish(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; that the disk is full was said when a line could not be written."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def _cut(path: Path, last_step: int) -> None:

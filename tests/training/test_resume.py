@@ -4,7 +4,9 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -229,3 +231,26 @@ def steps_taken(run_dir):
     path = run_dir / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted")
+def test_full_disk_ends_the_run_and_leaves_whole_checkpoints(tiny, tmp_path):
+    """A real disk of 600 kB, filled by checkpoint after checkpoint; then room is made and the run goes on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        config = tiny(max_steps=40, checkpoint_every=1, run_root=disk)
+        with pytest.raises((CheckpointError, ConfigError), match=r"(could not|cannot) be written: .*Free space,? or choose another --run-root"):
+            vlm.train(config)
+        folders = list_checkpoints(config.run_dir)
+        assert len(folders) > 3
+        assert [find_damage(folder) for folder in folders] == [""] * len(folders)
+        for folder in folders[:-1]:
+            shutil.rmtree(folder)
+        vlm.train(replace(config, resume="auto", keep_last=2))
+        assert step_of(list_checkpoints(config.run_dir)[-1]) == 40
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -43,7 +43,7 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: Path, world: World, *, 
     dcp = _dcp()
     try:
         dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(folder), process_group=group, no_dist=world.size == 1)
-    except Exception as error:  # DCP gathers what went wrong on other ranks in an exception of its own, and raises disk errors as many kinds
+    except (Exception, dcp.CheckpointException) as error:  # that one, what went wrong on any rank, is no Exception
         raise CheckpointError(_reason(error)) from error
 
 
@@ -67,7 +67,7 @@ def read_tensors(tensors: Mapping[str, Tensor], folder: Path, world: World) -> N
         dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(folder), no_dist=world.size == 1)
     except CheckpointError:
         raise
-    except Exception as error:  # whatever a pickle of a damaged file can raise
+    except (Exception, dcp.CheckpointException) as error:  # whatever a pickle of a damaged file can raise
         raise CheckpointError(f"{folder} cannot be read: {_reason(error)}") from error
 
 
@@ -101,7 +101,7 @@ def _dcp() -> Any:
     return dcp
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """What went wrong on the first rank that failed, on one line."""
     failures = getattr(error, "failures", None)
     first = next(iter(failures.values()))[0] if failures else error
