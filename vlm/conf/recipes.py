@@ -13,7 +13,7 @@ PRISMATIC_ALIGN = StageConfig(
     lr=LearningRates(connector=1e-3),
     global_batch_size=256,
     per_device_batch_size=16,
-    gradient_checkpointing=True,
+    gradient_checkpointing=("language",),
 )
 PRISMATIC_FINETUNE = StageConfig(
     name="finetune",
@@ -23,7 +23,7 @@ PRISMATIC_FINETUNE = StageConfig(
     per_device_batch_size=16,
     weight_decay=0.1,
     group_by_length=True,
-    gradient_checkpointing=True,
+    gradient_checkpointing=("language",),
 )
 
 
