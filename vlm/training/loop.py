@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from vlm.conf.schema import BatchPlan, StageConfig
 from vlm.distributed.collectives import sum_lists_over_ranks, sum_over_ranks
-from vlm.distributed.shard import data_parallel, gradient_exchange
+from vlm.distributed.shard import data_parallel, exchange_seconds, gradient_exchange
 from vlm.errors import ConfigError, DataFormatError
+from vlm.training.meter import COMMUNICATION, OPTIMIZER, Meter
 from vlm.training.optim import make_optimizer, make_schedule, rates_by_part
 from vlm.types import ChatBatch, World
 
@@ -49,6 +50,7 @@ def train(
     autocast: bool,
     hooks: Hooks,
     sources: Sequence[str] = (),
+    meter: Meter | None = None,
 ) -> list[float]:
     """Train for `num_steps` optimizer steps and return the mean loss of each.
 
@@ -62,6 +64,7 @@ def train(
         autocast: True to run the forward pass under bf16 autocast.
         hooks: What happens after each step.
         sources: Names of the sources of the mixture, for metrics.
+        meter: What counts FLOPs; None to report times alone.
 
     Raises:
         DataFormatError: If a global batch has no labelled token.
@@ -72,22 +75,25 @@ def train(
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     wrapped = data_parallel(model, world)
     model.train()
-    losses, stream = [], iter(batches)
+    meter = meter or Meter(None, peak=None, world=world)
+    losses, stream = [], meter.watch(batches)
     for step in range(1, num_steps + 1):
         clock = time.perf_counter()
         micro_batches = _take(stream, plan.accumulation, world.device)
         waited = time.perf_counter() - clock
-        loss, by_source = _accumulate(wrapped, micro_batches, world=world, autocast=autocast, step=step)
+        loss, by_source = _accumulate(wrapped, micro_batches, world=world, autocast=autocast, step=step, meter=meter)
         norm = nn.utils.clip_grad_norm_(weights, stage.clip_norm if stage.clip_norm is not None else math.inf).item()
         _refuse_nan(norm, "norm of the gradient", step)
         rates = rates_by_part(optimizer)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
+        with meter.span(OPTIMIZER):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+        meter.add(COMMUNICATION, exchange_seconds(wrapped))
         losses.append(loss)
         seconds = time.perf_counter() - clock
         metrics = _metrics(loss, norm, rates, micro_batches, seconds=seconds, waited=waited, world=world)
-        hooks.log(step, metrics | _source_metrics(sources, by_source, micro_batches, world))
+        hooks.log(step, metrics | meter.step(seconds) | _source_metrics(sources, by_source, micro_batches, world))
         hooks.after_step(step)
         model.train()
     return losses
@@ -100,13 +106,17 @@ def _take(stream: Iterator[ChatBatch], count: int, device: torch.device) -> list
     return batches
 
 
-def _accumulate(model: nn.Module, micro_batches: list[ChatBatch], *, world: World, autocast: bool, step: int) -> tuple[float, list[float]]:
+def _accumulate(
+    model: nn.Module, micro_batches: list[ChatBatch], *, world: World, autocast: bool, step: int, meter: Meter
+) -> tuple[float, list[float]]:
     """Backward passes of one global batch; returns its mean loss, and this rank's sum and count of each source of a mixture, flat.
 
     Each micro-batch's sum is divided by the labels of the whole global batch, counted over all ranks before the first backward pass, and multiplied by
     the number of ranks, because DDP averages: so neither accumulation nor world size changes the gradient.
     """
-    count = sum_over_ranks(sum(batch.num_labels for batch in micro_batches), world)
+    labels = sum(batch.num_labels for batch in micro_batches)
+    with meter.span(COMMUNICATION):
+        count = sum_over_ranks(labels, world)
     if count == 0:
         raise DataFormatError(
             f"Step {step}: no sample of the global batch has a labelled token. Check that the answers of the dataset are not empty."

@@ -28,6 +28,7 @@ from vlm.models.vision_language import PARTS, VisionLanguageModel
 from vlm.tracking import JSONL, Progress, Shown, Tracker, Trackers, WandB, check_trackers, counting
 from vlm.training import run_folder
 from vlm.training.loop import Hooks, count_steps, refuse_broken_weights, train
+from vlm.training.meter import make_meter
 from vlm.training.recompute import recompute
 from vlm.training.start import find_start, freeze_unused, load_start
 from vlm.training.warm_start import warm_start
@@ -90,10 +91,22 @@ def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path
         pin_memory=world.device.type == "cuda",
     )
     autocast = precision == "bf16-mixed"
+    meter = make_meter(config, precision=precision, world=world)
     with Trackers(_trackers(config, num_steps) if world.is_main else []) as trackers:
         hooks = _hooks(config, model, shown, validation, trackers, world=world, num_steps=num_steps, autocast=autocast)
         sources = [entry.name for entry in samples.entries]
-        train(model, batches, stage=config.stage, plan=plan, num_steps=num_steps, world=world, autocast=autocast, hooks=hooks, sources=sources)
+        train(
+            model,
+            batches,
+            stage=config.stage,
+            plan=plan,
+            num_steps=num_steps,
+            world=world,
+            autocast=autocast,
+            hooks=hooks,
+            sources=sources,
+            meter=meter,
+        )
     wait_for_all(world)  # the other ranks stay until the main one has written the last checkpoint
     return config.run_dir
 
