@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from vlm.backbones.language import LANGUAGE
-from vlm.backbones.language.base import LanguageSpec, build_language
+from vlm.backbones.language.base import HFCausalLM, LanguageSpec, build_language
 from vlm.backbones.language.chat_templates import find_template
 from vlm.backbones.language.lora import LoRAOptions, is_lora
 from vlm.backbones.loading import Load
@@ -81,29 +82,60 @@ def build(config: VisionLanguageConfig, *, precision: str, trained: tuple[str, .
         CheckpointError: If weights are missing or are not what their name says.
     """
     parts = resolve(config)
-    if parts.lora is not None and trained and "language" not in trained:
-        raise ConfigError("--model.lora.language.rank is set, but --stage.lr.language is not: the adapter would never change. Set a rate, or rank 0.")
-    vision: Any = parts.vision.build(
-        parts.vision, Load(config.vision_source or parts.vision.source, _dtype("vision" in trained, precision), config.feature_layer)
-    )
-    whole_language = "language" in trained and parts.lora is None
+    _refuse_idle_adapter(parts, trained)
+    dtypes = _dtypes(parts, trained, precision)
+    vision: Any = parts.vision.build(parts.vision, Load(config.vision_source or parts.vision.source, dtypes["vision"], config.feature_layer))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         language = build_language(
             parts.language,
-            Load(config.language_source or parts.language.source, _dtype(whole_language, precision)),
+            Load(config.language_source or parts.language.source, dtypes["language"]),
             template=parts.template,
             lora=parts.lora,
         )
-        connector = parts.connector.build(vision.width, language.width).to(_dtype(True, precision))
+        connector = parts.connector.build(vision.width, language.width).to(dtypes["connector"])
+    return _join(parts, vision, connector, language, trained)
+
+
+def skeleton(config: VisionLanguageConfig, *, precision: str, trained: tuple[str, ...] = ()) -> VisionLanguageModel:
+    """The model that `build` would make, at full size on the meta device: for counting, without weights, tokenizer or download.
+
+    Args:
+        config: The composition.
+        precision: As of `build`.
+        trained: As of `build`.
+
+    Raises:
+        UnknownNameError: If a name is unknown.
+        ConfigError: If parts do not fit, or an adapter is asked for but the language model is frozen.
+    """
+    parts = resolve(config)
+    _refuse_idle_adapter(parts, trained)
+    dtypes = _dtypes(parts, trained, precision)
+    with torch.device("meta"):
+        vision: Any = parts.vision.build(parts.vision, Load(None, dtypes["vision"], config.feature_layer))
+        decoder = parts.language.build(parts.language, Load(None, dtypes["language"]))
+        language = HFCausalLM(decoder, tokenizer=None, template=None, max_length=parts.language.max_length, lora=parts.lora)
+        connector = parts.connector.build(vision.width, language.width).to(dtypes["connector"])
+    return _join(parts, vision, connector, language, trained)
+
+
+def _refuse_idle_adapter(parts: Composition, trained: tuple[str, ...]) -> None:
+    if parts.lora is not None and trained and "language" not in trained:
+        raise ConfigError("--model.lora.language.rank is set, but --stage.lr.language is not: the adapter would never change. Set a rate, or rank 0.")
+
+
+def _join(parts: Composition, vision: Any, connector: nn.Module, language: HFCausalLM, trained: tuple[str, ...]) -> VisionLanguageModel:
     tokens_per_tile = parts.connector.num_tokens(vision.num_patches)  # of a CNN, another feature layer has another number of patches
     model = VisionLanguageModel(vision, connector, language, tokens_per_tile=tokens_per_tile, image_policy=parts.image_policy)
     freeze(model, trained, has_adapter=parts.lora is not None)
     return model.eval()
 
 
-def _dtype(trained: bool, precision: str) -> torch.dtype:
-    return (TRAINED_DTYPE if trained else FROZEN_DTYPE)[precision]
+def _dtypes(parts: Composition, trained: tuple[str, ...], precision: str) -> dict[str, torch.dtype]:
+    """Type of each part's own weights; a language model under an adapter is frozen, a connector is as if it were trained."""
+    whole = {"vision": "vision" in trained, "language": "language" in trained and parts.lora is None, "connector": True}
+    return {part: (TRAINED_DTYPE if is_whole else FROZEN_DTYPE)[precision] for part, is_whole in whole.items()}
 
 
 def freeze(model: VisionLanguageModel, trained: tuple[str, ...], *, has_adapter: bool) -> None:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from vlm.conf.schema import BatchPlan, StageConfig
 from vlm.distributed.collectives import any_rank, sum_lists_over_ranks, sum_over_ranks
-from vlm.distributed.shard import data_parallel, gradient_exchange
+from vlm.distributed.shard import data_parallel, exchange_seconds, gradient_exchange
 from vlm.errors import ConfigError, DataFormatError
 from vlm.training.incidents import Incident, MicroBatchLoss, SpikeDetector
+from vlm.training.meter import COMMUNICATION, OPTIMIZER, Meter
 from vlm.training.optim import clip_by_norm, make_optimizer, norms_by_part, rates_by_part, set_rates
 from vlm.types import ChatBatch, World
 
@@ -109,6 +110,7 @@ def train(
     hooks: Hooks,
     sources: Sequence[str] = (),
     on_nan: str = "stop",
+    meter: Meter | None = None,
 ) -> list[float]:
     """Take optimizer steps until the last one or until a stop is wanted, and return the mean loss of each step taken.
 
@@ -122,16 +124,18 @@ def train(
         autocast: True to run the forward pass under bf16 autocast.
         hooks: What happens beside training.
         sources: Names of the sources of the mixture, for metrics.
+        meter: What counts FLOPs; None to report times alone.
         on_nan: `stop`, or `skip`: a step whose loss or gradient is not a number changes no weight, and training goes on.
 
     Raises:
         DataFormatError: If a global batch has no labelled token.
         ConfigError: If the loss or its gradient is not a number, and the step is not skipped; or too many steps in a row are.
     """
-    loop = _Loop(trainee, stage, plan, steps, world, autocast=autocast, hooks=hooks, sources=sources, on_nan=on_nan)
+    meter = meter or Meter(None, peak=None, world=world)
+    loop = _Loop(trainee, stage, plan, steps, world, autocast=autocast, hooks=hooks, sources=sources, on_nan=on_nan, meter=meter)
     trainee.model.train()
     losses: list[float] = []
-    stream = iter(batches)
+    stream = meter.watch(batches)
     for step in steps:
         if any_rank(hooks.wants_stop(), world):
             break
@@ -142,12 +146,17 @@ def train(
 
 @dataclass(frozen=True)
 class _Step:
-    """What one step's backward passes gave."""
+    """What the backward passes of a step gave.
 
-    count: float
+    Attributes:
+        mean: Mean loss of the global batch.
+        losses: Of this rank's micro-batches.
+        by_source: This rank's sum and count of each source of a mixture, flat.
+    """
+
     mean: float
     losses: list[MicroBatchLoss]
-    by_source: list[float] = field(default_factory=list)
+    by_source: list[float]
 
 
 class _Loop:
@@ -165,10 +174,11 @@ class _Loop:
         hooks: Hooks,
         sources: Sequence[str],
         on_nan: str,
+        meter: Meter,
     ):
         self.trainee, self.stage, self.plan, self.steps, self.world = trainee, stage, plan, steps, world
         self.autocast, self.hooks, self.sources, self.skips = autocast, hooks, sources, on_nan == "skip"
-        self.spikes, self.skipped = SpikeDetector(), 0
+        self.meter, self.spikes, self.skipped = meter, SpikeDetector(), 0
 
     def take_step(self, step: int, stream: Iterator[ChatBatch]) -> float:
         """One optimizer step; returns its mean loss."""
@@ -177,21 +187,51 @@ class _Loop:
         waited = time.perf_counter() - clock
         seed_step(self.steps.seed, step, self.world.rank)  # after the data: a loader that begins draws a random number
         with self.hooks.watched() if step == self.steps.first + 1 else nullcontext():
-            seen = _accumulate(self.trainee.wrapped, micro_batches, world=self.world, autocast=self.autocast, step=step)
+            seen = self._accumulate(micro_batches, step)
         set_rates(self.trainee.optimizer, self.stage, step, self.steps.last)
         norms, rates = norms_by_part(self.trainee.optimizer), rates_by_part(self.trainee.optimizer)
         norm = math.hypot(*norms.values())
         broken = self._judge(step, seen, norms, norm)
-        if not broken:
-            clip_by_norm(self.trainee.weights, norm, self.stage.clip_norm)
-            self.trainee.optimizer.step()
-        self.trainee.optimizer.zero_grad(set_to_none=True)
+        with self.meter.span(OPTIMIZER):
+            if not broken:
+                clip_by_norm(self.trainee.weights, norm, self.stage.clip_norm)
+                self.trainee.optimizer.step()
+            self.trainee.optimizer.zero_grad(set_to_none=True)
+        self.meter.add(COMMUNICATION, exchange_seconds(self.trainee.wrapped))
         seconds = time.perf_counter() - clock
         metrics = _metrics(seen.mean, norm, rates, micro_batches, seconds=seconds, waited=waited, world=self.world)
-        metrics |= _source_metrics(self.sources, seen.by_source, micro_batches, self.world)
+        metrics |= self.meter.step(seconds) | _source_metrics(self.sources, seen.by_source, micro_batches, self.world)
         self.hooks.log(step, {name: value for name, value in metrics.items() if math.isfinite(value)} | {"num_skipped": 1} if broken else metrics)
         self.hooks.after_step(step, micro_batches[-1].position)
         return seen.mean
+
+    def _accumulate(self, micro_batches: list[ChatBatch], step: int) -> _Step:
+        """Backward passes of one global batch.
+
+        Each micro-batch's sum is divided by the labels of the whole global batch, counted over all ranks before the first backward pass, and multiplied
+        by the number of ranks, because their gradients are averaged: so neither accumulation nor world size changes the gradient.
+        """
+        model, world = self.trainee.wrapped, self.world
+        labels = [batch.num_labels for batch in micro_batches]
+        with self.meter.span(COMMUNICATION):
+            count = sum_over_ranks(sum(labels), world)
+        if count == 0:
+            raise DataFormatError(
+                f"Step {step}: no sample of the global batch has a labelled token. Check that the answers of the dataset are not empty."
+            )
+        sums: list[Tensor] = []
+        by_source: list[Tensor] = []
+        for i, batch in enumerate(micro_batches):
+            with gradient_exchange(model, on=i + 1 == len(micro_batches)):
+                with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+                    loss = model(batch)
+                (loss.sum * (world.size / count)).backward()
+            sums.append(loss.sum.detach())
+            by_source += [] if loss.by_source is None else [loss.by_source]
+        values = [part.item() for part in sums]
+        losses = [MicroBatchLoss(value / max(1, n), batch.samples) for value, n, batch in zip(values, labels, micro_batches, strict=True)]
+        mean = sum_over_ranks(sum(values), world) / count
+        return _Step(mean, losses, torch.stack(by_source).sum(0).flatten().tolist() if by_source else [])
 
     def _judge(self, step: int, seen: _Step, norms: Mapping[str, float], norm: float) -> bool:
         """Write down a step that went wrong; True if it must change no weight."""
@@ -225,32 +265,6 @@ def _take(stream: Iterator[ChatBatch], count: int, device: torch.device) -> list
             raise ValueError(f"The data ended within a step: {count} micro-batches were wanted, {len(batches)} came.")
         batches.append(batch.to(device))
     return batches
-
-
-def _accumulate(model: nn.Module, micro_batches: list[ChatBatch], *, world: World, autocast: bool, step: int) -> _Step:
-    """Backward passes of one global batch; returns its mean loss, and this rank's sum and count of each source of a mixture, flat.
-
-    Each micro-batch's sum is divided by the labels of the whole global batch, counted over all ranks before the first backward pass, and multiplied by
-    the number of ranks, because DDP averages: so neither accumulation nor world size changes the gradient.
-    """
-    count = sum_over_ranks(sum(batch.num_labels for batch in micro_batches), world)
-    if count == 0:
-        raise DataFormatError(
-            f"Step {step}: no sample of the global batch has a labelled token. Check that the answers of the dataset are not empty."
-        )
-    sums: list[Tensor] = []
-    by_source: list[Tensor] = []
-    for i, batch in enumerate(micro_batches):
-        with gradient_exchange(model, on=i + 1 == len(micro_batches)):
-            with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=autocast):
-                loss = model(batch)
-            (loss.sum * (world.size / count)).backward()
-        sums.append(loss.sum.detach())
-        by_source += [] if loss.by_source is None else [loss.by_source]
-    values = [part.item() for part in sums]
-    losses = [MicroBatchLoss(value / max(1, batch.num_labels), batch.samples) for value, batch in zip(values, micro_batches, strict=True)]
-    mean = sum_over_ranks(sum(values), world) / count
-    return _Step(count, mean, losses, torch.stack(by_source).sum(0).flatten().tolist() if by_source else [])
 
 
 def refuse_broken_weights(model: nn.Module, step: int) -> None:

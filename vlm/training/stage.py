@@ -34,6 +34,7 @@ from vlm.training.checkpoints import Checkpoints, RunState
 from vlm.training.incidents import Incidents
 from vlm.training.interrupts import stop_signals
 from vlm.training.loop import Hooks, Span, Trainee, count_steps, train
+from vlm.training.meter import make_meter
 from vlm.training.precision_guard import refuse_slow_products
 from vlm.training.recompute import recompute
 from vlm.training.recorder import Recorder
@@ -157,6 +158,7 @@ def _train(run: _Run, state: RunState, samples: SampleSet, shown: Sequence[Sampl
             hooks=hooks,
             sources=[entry.name for entry in samples.entries],
             on_nan=config.on_nan,
+            meter=make_meter(config, precision=config.precision, world=world),
         )
         recorder.finish()
         _say_end(run, recorder.step, from_main(signaled(), world), stopped=any_rank(bool(signaled()), world))

@@ -62,13 +62,18 @@ class LanguageSpec:
 class HFCausalLM(nn.Module):
     """A causal language model of transformers over embeddings, with per-document attention."""
 
-    def __init__(self, model: Any, *, tokenizer: Any, template: ChatTemplate, max_length: int, lora: LoRAOptions | None = None) -> None:
+    tokenizer: Any
+    image_token_id: int
+    template: ChatTemplate
+
+    def __init__(self, model: Any, *, tokenizer: Any, template: ChatTemplate | None, max_length: int, lora: LoRAOptions | None = None) -> None:
         """Wrap a loaded model; its weights are not changed.
 
         Args:
             model: A `...ForCausalLM` of transformers; not named as a type, so that this file imports no transformers.
-            tokenizer: Its tokenizer; gets the `<image>` token and, if it has no padding token, its end token as one.
-            template: Chat template; its `{bos}` and `{eos}` become the tokenizer's.
+            tokenizer: Its tokenizer; gets the `<image>` token and, if it has no padding token, its end token as one. None for a model that is
+                only sized, and has no words.
+            template: Chat template; its `{bos}` and `{eos}` become the tokenizer's. None without a tokenizer.
             max_length: Context in tokens.
             lora: Adapter to add, or None.
 
@@ -82,15 +87,19 @@ class HFCausalLM(nn.Module):
         self.model: Any = model
         self.max_length = max_length
         self.width = model.get_input_embeddings().weight.shape[1]
+        if tokenizer is not None and template is not None:
+            self._give_words(tokenizer, template)
+        if lora is not None:
+            add_lora(self.model, lora)
+
+    def _give_words(self, tokenizer: Any, template: ChatTemplate) -> None:
         self.tokenizer = tokenizer
         self.tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_PLACEHOLDER]}, replace_extra_special_tokens=False)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
         self.template = fit_template(template, tokenizer)
-        model.generation_config = _generation_config(tokenizer, self.template)
-        if lora is not None:
-            add_lora(self.model, lora)
+        self.model.generation_config = _generation_config(tokenizer, self.template)
 
     @property
     def decoder(self) -> Any:

@@ -1,0 +1,116 @@
+"""The roofline meter: FLOP/s that a run achieves, their share of the device's peak, and where the rest of the time goes.
+
+Counts come from shapes alone (`vlm.models.flops`), so they cost nothing on the device; times of spans come from CUDA events, which are read when the
+device has passed them: no step waits for the meter.
+"""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from vlm.conf.schema import TrainConfig
+from vlm.distributed.collectives import sum_lists_over_ranks
+from vlm.models.build import skeleton
+from vlm.models.flops import FlopModel, Work
+from vlm.training.peak import Peak, peak_of
+from vlm.types import ChatBatch, World
+
+log = logging.getLogger(__name__)
+
+OPTIMIZER, COMMUNICATION = "optimizer", "communication"
+
+
+class Meter:
+    """What one process computes in each step, and how long parts of the step take."""
+
+    def __init__(self, flops: FlopModel | None, *, peak: Peak | None, world: World, clock: Callable[[], float] = time.perf_counter):
+        """Begin to count.
+
+        Args:
+            flops: FLOPs of the model; None counts none and reports times alone.
+            peak: Peak of each process's device.
+            world: The processes of this run.
+            clock: Seconds of the host, from any moment on.
+        """
+        self._flops, self._peak, self._world, self._clock = flops, peak, world, clock
+        self._work = Work.total([])
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._pending: list[tuple[str, Any, Any]] = []  # CUDA events
+
+    def watch(self, batches: Iterable[ChatBatch]) -> Iterator[ChatBatch]:
+        """Pass batches through, and count what they hold while they are still on CPU."""
+        for batch in batches:
+            if self._flops is not None:
+                self._work += Work.of(batch)
+            yield batch
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Time a part of the step (OPTIMIZER, COMMUNICATION); on CUDA by the device's clock."""
+        if self._world.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self._pending.append((name, start, end))
+            return
+        started = self._clock()
+        yield
+        self.add(name, self._clock() - started)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count seconds that were measured elsewhere."""
+        self._seconds[name] += seconds
+
+    def step(self, seconds: float) -> dict[str, float]:
+        """Metrics of the step that ends here, and a new count.
+
+        `flops_per_second` are those that tokens and tiles need, over all processes, without padding and without what gradient checkpointing computes
+        twice; `mfu` is their share of the peak of all devices. `recompute_share` is a share of the FLOPs that were computed, `optimizer_share` and
+        `communication_share` are shares of this process's time; on CUDA, of spans that the device has finished, which may be one step old.
+
+        Args:
+            seconds: How long the step took.
+        """
+        self._read_events()
+        shares = {f"{name}_share": self._seconds[name] / seconds for name in (OPTIMIZER, COMMUNICATION)}
+        work, self._work, self._seconds = self._work, Work.total([]), defaultdict(float)
+        return shares if self._flops is None or not work.slots else shares | self._roofline(self._flops, work, seconds)
+
+    def _roofline(self, flops: FlopModel, work: Work, seconds: float) -> dict[str, float]:
+        computed = flops.count(work)
+        recomputed = sum(value for (_, kind), value in computed.items() if kind == "recompute")
+        useful, recomputed, total = sum_lists_over_ranks([flops.useful(work), recomputed, sum(computed.values())], self._world)
+        achieved = {"flops_per_second": useful / seconds, "recompute_share": recomputed / total}
+        if self._peak is not None:
+            achieved["mfu"] = useful / seconds / (self._peak.flops_per_second * self._world.size)
+        return achieved
+
+    def _read_events(self) -> None:
+        waiting = []
+        for name, start, end in self._pending:
+            if end.query():
+                self.add(name, start.elapsed_time(end) / 1000)
+            else:
+                waiting.append((name, start, end))
+        self._pending = waiting
+
+
+def make_meter(config: TrainConfig, *, precision: str, world: World) -> Meter:
+    """The meter of a run; the peak that it compares with is logged.
+
+    Args:
+        config: The run.
+        precision: Its precision, resolved.
+        world: Its processes.
+    """
+    model = skeleton(config.model, precision=precision, trained=config.stage.lr.trained)
+    peak = peak_of(world.device, torch.float32 if precision == "fp32" else torch.bfloat16)
+    if world.is_main:
+        log.info("mfu: share of %.4g TFLOP/s a device, %s", peak.flops_per_second / 1e12, peak.origin)
+    return Meter(FlopModel.of(model, recomputed=config.stage.gradient_checkpointing), peak=peak, world=world)
