@@ -11,8 +11,8 @@ SO400M = llava_recipe(
     lora=LoRAConfig(rank=128, alpha=256.0, dropout=0.05),  # LLaVA 1.5's LoRA settings (scripts/v1_5/finetune_lora.sh)
 )
 
-# nms05/SigLIP_Phi2_LoRA_VLM: its batch sizes, rates, data, and prompt (`In: ...\nOut: ...`). The picture stands where the text says, not behind the
-# first word, and answers are trained to end: pad and end token are the same there, so that the end is masked.
+# nms05/SigLIP_Phi2_LoRA_VLM: its batch sizes, rates, data, and prompt (`In: ...\nOut: ...`). Unlike there, a conversation begins with the start token,
+# the picture stands where the text says and not behind its first token, and end tokens are not hidden from the attention as if they were padding.
 B16 = prismatic_recipe(
     VisionLanguageConfig(name="phi2-siglip-b16", vision="siglip-b16-384", connector="mlp2x-gelu", language="phi-2", template="pure"),
     lora=LoRAConfig(rank=8, alpha=16.0, dropout=0.05),  # on q_proj and v_proj, Phi-2's own list
