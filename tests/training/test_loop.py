@@ -182,7 +182,15 @@ def test_metrics_are_of_the_global_batch(tiny):
     train_here(tiny(per_device_batch_size=2), num_steps=1, hooks=Hooks(log=lambda step, values: seen.append((step, dict(values)))))
     ((step, values),) = seen
     assert step == 1
-    rates = {"tokens_per_second", "images_per_second", "seconds_per_step", "data_wait_share", "padding_share", "optimizer_share", "communication_share"}
+    rates = {
+        "tokens_per_second",
+        "images_per_second",
+        "seconds_per_step",
+        "data_wait_share",
+        "padding_share",
+        "optimizer_share",
+        "communication_share",
+    }
     assert values.keys() == {"loss", "grad_norm", "lr/connector", "num_samples", "num_truncated"} | rates
     assert (values["num_samples"], values["num_truncated"]) == (8, 0)
     assert values["images_per_second"] * values["seconds_per_step"] == pytest.approx(7)  # 4 pictures, a pair, one with two turns
