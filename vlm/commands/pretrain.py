@@ -1,6 +1,7 @@
 """`vlm pretrain PRESET [overrides]`, the same as `torchrun scripts/pretrain.py`: one stage of training, from a config to a run folder."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,11 +22,14 @@ def run(config: TrainConfig) -> Path | None:
     """Run one stage of training; also `vlm.train(config)`.
 
     Returns:
-        The run folder, on the main process; None on the others.
+        The run folder, on the main process; None on the others, and after a dry run, which prints what the run would need.
 
     Raises:
         VLMError: If names, data, weights or settings do not fit; everything that can be is checked before weights are loaded.
     """
+    if config.dry_run:
+        _print_dry_run(config)
+        return None
     from vlm.distributed.launch import launch
     from vlm.evaluate.validation import look, validation_loss
     from vlm.training.stage import Validation, run_stage
@@ -33,3 +37,11 @@ def run(config: TrainConfig) -> Path | None:
     world = launch(config.device)
     run_dir = run_stage(config, world, Validation(loss=validation_loss, look=look))
     return run_dir if world.is_main else None
+
+
+def _print_dry_run(config: TrainConfig) -> None:
+    """Print the estimate, on the first of several processes."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        from vlm.training.dry_run import describe, dry_run
+
+        print("\n".join(describe(dry_run(config))))

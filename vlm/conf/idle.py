@@ -1,6 +1,6 @@
 """Settings that were changed but have no effect beside the others, each as a sentence. Refuses nothing: that is what the schema does."""
 
-from vlm.conf.schema import LoRAConfig, StageConfig, TrackingConfig, TrainConfig
+from vlm.conf.schema import AssumeConfig, LoRAConfig, StageConfig, TrackingConfig, TrainConfig
 
 
 def idle_settings(config: TrainConfig) -> list[str]:
@@ -40,6 +40,8 @@ def _tracking(config: TrainConfig) -> list[str]:
         said.append("--tracking.wandb-project and --tracking.wandb-entity have no effect without --tracking.trackers wandb.")
     if not config.stage.validation and tracking.sample_every is not None:
         said.append("--tracking.sample-every has no effect without --stage.validation.")
+    if config.assume != AssumeConfig() and not config.dry_run:
+        said.append("The settings of --assume have no effect without --dry-run.")
     return said
 
 

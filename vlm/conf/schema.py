@@ -212,6 +212,25 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class AssumeConfig:
+    """What --dry-run takes for granted, because it looks at no data and runs on no device."""
+
+    text_tokens: int = 150
+    """Tokens of text a sample, all of them labelled; 150 is about the median of LLaVA-1.5's conversations, its captions have 40."""
+    mfu: float = 0.4
+    """Share of the device's peak that the run will achieve, above 0 to 1; every step of a run logs its own as `mfu`."""
+    device: str = ""
+    """GPU that the run will use: h100, a100, l4, rtx-4090 ...; empty: this machine's, or an H100 where there is none and --device is not cpu."""
+    num_devices: int | None = None
+    """Devices that the run will use; None: as many as torchrun has started processes."""
+
+    def __post_init__(self) -> None:
+        _check_at_least(1, "assume", text_tokens=self.text_tokens, num_devices=self.num_devices)
+        if not 0 < self.mfu <= 1:
+            raise ConfigError(f"--assume.mfu is {self.mfu}; it must be above 0 and at most 1.")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One complete run."""
 
@@ -245,6 +264,10 @@ class TrainConfig:
     """`auto`: go on from the run folder's latest whole checkpoint, or start if there is none; or a checkpoint folder of this run. Empty: start."""
     overwrite: bool = False
     """Delete the run folder if it exists; without it (or --resume), an existing one is refused."""
+    dry_run: bool = False
+    """Train nothing: print parameters, tokens, FLOPs, memory, steps and expected time of the run. Needs neither weights nor data nor a network."""
+    assume: AssumeConfig = AssumeConfig()
+    """What --dry-run takes for granted."""
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_last", "keep_every"):

@@ -26,6 +26,7 @@ SPECS = {
     "llava-laion-cc-sbu-558k": llava_list(
         CAPTIONS,
         [PicturePlace("", LLAVA_PRETRAIN)],  # 00000/000000010.jpg and so on, the same in list and archive
+        num_samples=558_128,
         description="558k pictures of LAION, CC and SBU with captions by BLIP, to align a connector",
         license="terms of CC-3M, LAION, SBU and BLIP",
         source="https://huggingface.co/datasets/liuhaotian/LLaVA-Pretrain",
@@ -35,6 +36,7 @@ SPECS = {
     "llava-v1.5-instruct": llava_list(
         INSTRUCTIONS,
         LLAVA_INSTRUCT_PICTURES,
+        num_samples=665_298,
         description="665k conversations, 40k of them without a picture, to finetune with",
         aliases=("llava-v15", "llava_v1_5_mix665k"),
         **_about_the_mix,
@@ -43,6 +45,7 @@ SPECS = {
         INSTRUCTIONS,
         LLAVA_INSTRUCT_PICTURES,
         pictured_only=True,
+        num_samples=624_610,  # Prismatic's conf/datasets.py
         description="the conversations of llava-v1.5-instruct that have a picture",
         aliases=("llava_v1_5_stripped625k",),
         **_about_the_mix,
