@@ -1,7 +1,7 @@
 import pytest
 
 from vlm.__main__ import main
-from vlm.backbones.language.lora import is_lora
+from vlm.backbones.lora import is_lora
 from vlm.conf.presets import PRESETS
 from vlm.models.build import build
 
@@ -46,7 +46,7 @@ def test_preset_counts_what_training_would_train(name):
         assert facts["parameters"] == f"{sum(weight.numel() for name, weight in model.named_parameters() if not is_lora(name)):,}"
         assert facts["trained"].startswith(f"{sum(weight.numel() for weight in model.parameters() if weight.requires_grad):,}: ")
     else:
-        assert "921,600" in facts["trained"]  # measured: tests/backbones/language/test_lora.py
+        assert "921,600" in facts["trained"]  # measured: tests/backbones/test_lora.py
 
 
 def test_unknown_name_gets_the_nearest(capsys):

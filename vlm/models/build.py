@@ -3,6 +3,7 @@
 The only place that joins registries of parts; knows no data and no training beyond which parts will be trained.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +12,24 @@ import torch
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.language.base import LanguageSpec, build_language
 from vlm.backbones.language.chat_templates import find_template
-from vlm.backbones.language.lora import LoRAOptions, is_lora
 from vlm.backbones.loading import Load
+from vlm.backbones.lora import LoRAOptions, add_lora, is_lora, linear_layers
+from vlm.backbones.quantization import check_installed, quantize
 from vlm.backbones.vision import VISION
 from vlm.backbones.vision.base import VisionSpec
+from vlm.backbones.vision.layers_in_use import layers_in_use
 from vlm.conf.schema import LoRAConfig, VisionLanguageConfig
 from vlm.connectors import CONNECTORS
 from vlm.connectors.base import ConnectorSpec
 from vlm.errors import ConfigError
 from vlm.messages import ChatTemplate
+from vlm.models.fingerprint import fingerprint
 from vlm.models.vision_language import PARTS, VisionLanguageModel
 from vlm.types import ImagePolicy
 
 FROZEN_DTYPE = {"fp32": torch.float32, "bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16}
 TRAINED_DTYPE = {"fp32": torch.float32, "bf16-mixed": torch.float32, "bf16": torch.bfloat16}
+ADAPTABLE: Mapping[str, Callable[[Any], list[str]]] = {"vision": layers_in_use, "language": linear_layers}  # towers, and which of their layers
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Composition:
     template: ChatTemplate | None
     tokens_per_tile: int
     image_policy: ImagePolicy
-    lora: LoRAOptions | None
+    lora: Mapping[str, LoRAOptions]  # of the towers that have an adapter
 
 
 def resolve(config: VisionLanguageConfig) -> Composition:
@@ -55,15 +60,16 @@ def resolve(config: VisionLanguageConfig) -> Composition:
         template=find_template(config.template) if config.template else language.template,
         tokens_per_tile=connector.num_tokens(vision.num_patches),
         image_policy=ImagePolicy(size=vision.image_size, mode=config.resize, resample=vision.resample, fill=vision.fill),
-        lora=_lora_options(config.lora.language, language),
+        lora={
+            tower: _lora_options(lora, spec.lora_targets)
+            for tower, lora, spec in (("vision", config.lora.vision, vision), ("language", config.lora.language, language))
+            if lora.rank
+        },
     )
 
 
-def _lora_options(config: LoRAConfig, spec: LanguageSpec) -> LoRAOptions | None:
-    if config.rank == 0:
-        return None
-    targets = spec.lora_targets if config.targets == "family" else config.targets
-    return LoRAOptions(rank=config.rank, alpha=config.alpha, dropout=config.dropout, targets=targets)
+def _lora_options(config: LoRAConfig, family: tuple[str, ...] | str) -> LoRAOptions:
+    return LoRAOptions(**(vars(config) | {"targets": family if config.targets == "family" else config.targets}))
 
 
 def build(config: VisionLanguageConfig, *, precision: str, trained: tuple[str, ...] = (), seed: int = 0) -> VisionLanguageModel:
@@ -77,38 +83,68 @@ def build(config: VisionLanguageConfig, *, precision: str, trained: tuple[str, .
 
     Raises:
         UnknownNameError: If a name is unknown.
-        ConfigError: If parts do not fit, or an adapter is asked for but the language model is frozen.
+        ConfigError: If parts do not fit, or an adapter is asked for but its tower is frozen.
         CheckpointError: If weights are missing or are not what their name says.
+        MissingPackageError: If quantized weights are asked for and bitsandbytes is not installed.
     """
     parts = resolve(config)
-    if parts.lora is not None and trained and "language" not in trained:
-        raise ConfigError("--model.lora.language.rank is set, but --stage.lr.language is not: the adapter would never change. Set a rate, or rank 0.")
+    _check_adapters(parts.lora, trained)
+    whole = {part for part in trained if part not in parts.lora}
     vision: Any = parts.vision.build(
-        parts.vision, Load(config.vision_source or parts.vision.source, _dtype("vision" in trained, precision), config.feature_layer)
+        parts.vision, Load(config.vision_source or parts.vision.source, _dtype("vision" in whole, precision), config.feature_layer)
     )
-    whole_language = "language" in trained and parts.lora is None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         language = build_language(
             parts.language,
-            Load(config.language_source or parts.language.source, _dtype(whole_language, precision)),
+            Load(config.language_source or parts.language.source, _dtype("language" in whole, precision)),
             template=parts.template,
-            lora=parts.lora,
         )
+        quantized = _adapt("language", language, parts.lora)
         connector = parts.connector.build(vision.width, language.width).to(_dtype(True, precision))
+        quantized |= _adapt("vision", vision, parts.lora)
     tokens_per_tile = parts.connector.num_tokens(vision.num_patches)  # of a CNN, another feature layer has another number of patches
     model = VisionLanguageModel(vision, connector, language, tokens_per_tile=tokens_per_tile, image_policy=parts.image_policy)
-    freeze(model, trained, has_adapter=parts.lora is not None)
+    model.adapters, model.quantized = dict(parts.lora), quantized
+    freeze(model, trained)
     return model.eval()
+
+
+def _check_adapters(lora: Mapping[str, LoRAOptions], trained: tuple[str, ...]) -> None:
+    for tower, options in lora.items():
+        if trained and tower not in trained:
+            raise ConfigError(
+                f"--model.lora.{tower}.rank is set, but --stage.lr.{tower} is not: the adapter would never change. Set a rate, or rank 0."
+            )
+        if options.quantize != "none":
+            check_installed(options.quantize, f"--model.lora.{tower}.quantize")
+
+
+def _adapt(part: str, tower: Any, lora: Mapping[str, LoRAOptions]) -> dict[str, str]:
+    """Quantize a tower if its options say so, and add its adapter if it has one; returns the fingerprint that a quantized one had before."""
+    if part not in lora:
+        return {}
+    model, options = adaptable(part, tower), lora[part]
+    layers, before = ADAPTABLE[part](model), {}
+    if options.quantize != "none":
+        before = {part: fingerprint(tower)}
+        quantize(model, options.quantize, layers)
+    add_lora(model, options, among=layers)
+    return before
+
+
+def adaptable(part: str, tower: Any) -> Any:
+    """The module that adapters are added to: of a language model the one of transformers, so that regular expressions see its names."""
+    return tower.model if part == "language" else tower
 
 
 def _dtype(trained: bool, precision: str) -> torch.dtype:
     return (TRAINED_DTYPE if trained else FROZEN_DTYPE)[precision]
 
 
-def freeze(model: VisionLanguageModel, trained: tuple[str, ...], *, has_adapter: bool) -> None:
-    """Make the named parts trainable and all others not; of a language model with an adapter, the adapter alone."""
+def freeze(model: VisionLanguageModel, trained: tuple[str, ...]) -> None:
+    """Make the named parts trainable and all others not; of a tower with an adapter, the adapter alone."""
     for part in PARTS:
         for name, weight in getattr(model, part).named_parameters():
-            weight.requires_grad_(part in trained and (is_lora(name) or not (part == "language" and has_adapter)))
-    model.altered |= {part for part in trained if not (part == "language" and has_adapter)}
+            weight.requires_grad_(part in trained and (is_lora(name) or part not in model.adapters))
+    model.altered |= {part for part in trained if part not in model.adapters}
