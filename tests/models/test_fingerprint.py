@@ -11,7 +11,8 @@ from vlm.models.fingerprint import _stride, fingerprint
 
 @pytest.mark.parametrize("part", ["vision", "language"])
 def test_fingerprint_is_the_same_for_fp32_and_bf16_and_with_an_adapter(part, compose):
-    models = [compose(), compose(precision="bf16"), compose(rank=2), compose(rank=2, trained=("language", "connector"), precision="bf16-mixed")]
+    both = compose(rank=2, vision_rank=2, kind="dora")
+    models = [compose(), compose(precision="bf16"), both, compose(rank=2, trained=("language", "connector"), precision="bf16-mixed")]
     assert len({fingerprint(getattr(model, part)) for model in models}) == 1
 
 

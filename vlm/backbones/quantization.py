@@ -4,7 +4,8 @@ Knows layers by name; what is quantized is for its callers to choose. Weights ar
 """
 
 import importlib
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,9 @@ from torch import nn
 from vlm.backbones.loading import require
 from vlm.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
+NF4_BLOCK = 64  # values that share a scale; the CPU kernel of bitsandbytes 0.50 reads rows that no whole number of blocks fills wrongly
 OUTLIER = 6.0  # LLM.int8, section 3.2: columns with larger inputs are multiplied unquantized
 
 
@@ -35,16 +39,29 @@ def check_installed(kind: str, setting: str) -> None:
         )
 
 
-def quantize(model: nn.Module, kind: str, layers: Iterable[str]) -> None:
-    """Replace linear layers by quantized ones, in place; their other weights and those of other layers stay.
+def quantize(model: nn.Module, kind: str, layers: Sequence[str]) -> None:
+    """Replace linear layers by quantized ones, in place; their biases and other layers stay.
 
     Args:
         model: A tower, on the CPU.
         kind: nf4 or int8.
-        layers: Names of linear layers.
+        layers: Names of linear layers; nf4 leaves those out whose rows are not a multiple of NF4_BLOCK, and says so.
+
+    Raises:
+        ConfigError: If that leaves none.
     """
-    for name in layers:
-        model.set_submodule(name, QUANTIZERS[kind](model.get_submodule(name)))
+    linear: dict[str, Any] = {name: model.get_submodule(name) for name in layers}
+    fitting = [name for name, layer in linear.items() if kind != "nf4" or layer.in_features % NF4_BLOCK == 0]
+    if not fitting:
+        raise ConfigError(
+            f"None of the {len(layers)} linear layers has an input width that is a multiple of {NF4_BLOCK}, as nf4 needs. Use int8 or none."
+        )
+    if len(fitting) < len(layers):
+        log.warning(
+            "nf4: %d of %d linear layers stay as they are: their width is not a multiple of %d", len(layers) - len(fitting), len(layers), NF4_BLOCK
+        )
+    for name in fitting:
+        model.set_submodule(name, QUANTIZERS[kind](linear.pop(name)).eval())
     tower: Any = model
     tower.is_loaded_in_4bit, tower.is_loaded_in_8bit = kind == "nf4", kind == "int8"  # peft looks there for the adapters that it needs
 
@@ -58,6 +75,7 @@ def _nf4(layer: Any) -> nn.Module:
     quantized = bnb.nn.Linear4bit(
         layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=layer.weight.dtype, quant_type="nf4", device="meta"
     )
+    quantized.support_avx512bf16_for_cpu = False  # it would repack the weights for inference, and no training step could follow
     quantized.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", module=quantized).to(layer.weight.device)
     quantized.bias = layer.bias
     return quantized
@@ -78,7 +96,7 @@ QUANTIZERS: dict[str, Callable[[Any], nn.Module]] = {"nf4": _nf4, "int8": _int8}
 
 def is_quantized(layer: nn.Module) -> bool:
     """True for a layer that `quantize` made."""
-    return type(layer).__name__ in ("Linear4bit", "Linear8bitLt")  # by name, so that nothing is imported
+    return type(layer).__module__.startswith("bitsandbytes.") and hasattr(layer, "weight")  # by name, so that nothing is imported
 
 
 def dequantize(model: nn.Module) -> None:

@@ -36,6 +36,10 @@ class LoRAConfig:
             raise ConfigError(f"LoRA needs rank >= 0 and 0 <= dropout < 1; got rank {self.rank}, dropout {self.dropout}.")
         if not 0 < self.alpha < math.inf:
             raise ConfigError(f"LoRA needs a positive, finite alpha; got {self.alpha}: the adapter would change nothing.")
+        if (self.kind, self.quantize) == ("dora", "int8"):
+            raise ConfigError(
+                "LoRA's kind dora needs the weights themselves, which bitsandbytes does not give of int8. Set quantize nf4, or another kind."
+            )
         if self.quantize != "none" and self.rank == 0:
             raise ConfigError(
                 f"LoRA's quantize is {self.quantize}, but its rank is 0: quantized weights are not trained. Set a rank, or quantize none."

@@ -23,6 +23,7 @@ from vlm.distributed.launch import choose_device, choose_precision
 from vlm.errors import CheckpointError, ConfigError
 from vlm.models.build import build
 from vlm.models.fingerprint import fingerprint, own_name
+from vlm.models.parameters import parameter_rows
 from vlm.models.vision_language import PARTS, VisionLanguageModel
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ def save(model: VisionLanguageModel, config: VisionLanguageConfig, folder: Path)
         "kind": "vision-language",
         "config": to_dict(config),
         "stored": sorted({name.split(".")[0] for name in state}),
+        "parameters": parameter_rows(model),
         "fingerprints": {part: fingerprint_of(model, part) for part in PARTS if part not in model.altered},
     }
     building = folder.with_name(folder.name + ".tmp")

@@ -24,7 +24,8 @@ from vlm.distributed.launch import choose_precision
 from vlm.errors import ConfigError
 from vlm.models import checkpoint
 from vlm.models.build import build, resolve
-from vlm.models.vision_language import PARTS, VisionLanguageModel
+from vlm.models.parameters import parameter_table
+from vlm.models.vision_language import VisionLanguageModel
 from vlm.tracking import JSONL, Progress, Shown, Tracker, Trackers, WandB, check_trackers, counting
 from vlm.training import run_folder
 from vlm.training.loop import Hooks, count_steps, refuse_broken_weights, train
@@ -75,7 +76,7 @@ def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path
     order, num_steps, steps = _plan(config, samples, examples, world)
     if world.is_main:
         log.info("%s: %d samples, %s, %s on %s x %d", config.run_id, order.units.num_samples, steps, precision, world.device.type, world.size)
-        for line in [describe(model), *describe_order(order, config.stage, samples)]:
+        for line in [*parameter_table(model), *describe_order(order, config.stage, samples)]:
             log.info(line)
     if config.model.connector_init == "ridge" and start is None:
         num_batches = BATCHES_OF_16.steps(min(len(samples), WARM_START_SAMPLES))
@@ -166,15 +167,6 @@ def _examples(config: TrainConfig, model: VisionLanguageModel, samples: Sequence
         source_of=mixed.source_of if mixed else None,
         num_sources=len(mixed.entries) if mixed else 1,
     )
-
-
-def describe(model: VisionLanguageModel) -> str:
-    """A line for each part: parameters, and how many of them are trained."""
-    lines = []
-    for part in PARTS:
-        sizes = [(p.numel(), p.requires_grad) for p in getattr(model, part).parameters()]
-        lines.append(f"  {part:10} {sum(n for n, _ in sizes):>15,} parameters, {sum(n for n, trained in sizes if trained):>13,} trained")
-    return "\n".join(lines)
 
 
 def _trackers(config: TrainConfig, num_steps: int) -> list[Tracker]:
