@@ -134,4 +134,6 @@ def test_adapter_over_a_quantized_tower_saves_loads_and_merges(config, chat_batc
     torch.testing.assert_close(logits(loaded, batch), logits(model, batch), atol=1e-6, rtol=1e-6)
     done = merge(tmp_path / "step", tmp_path / "merged")
     assert done.difference < 1e-5 * max(1, done.largest)
-    torch.testing.assert_close(logits(load(tmp_path / "merged", precision="fp32"), batch), logits(model, batch), atol=1e-5 * max(1.0, done.largest), rtol=0)
+    torch.testing.assert_close(
+        logits(load(tmp_path / "merged", precision="fp32"), batch), logits(model, batch), atol=1e-5 * max(1.0, done.largest), rtol=0
+    )
