@@ -17,6 +17,7 @@ COMMANDS = {
     "data": "Check data, or see what a model gets from it: `vlm data check DIR`, `vlm data show DIR`.",
     "pretrain": "Run one stage of training: align, finetune.",
     "chat": "Ask a trained model about pictures.",
+    "merge": "Fold a trained model's adapters into its weights.",
 }
 
 SECONDS_FOR_RANK_0 = 5.0

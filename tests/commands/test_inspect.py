@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from vlm.__main__ import main
-from vlm.backbones.language.lora import is_lora
+from vlm.backbones.lora import is_lora
 from vlm.conf.presets import PRESETS
 from vlm.models.build import build
 
@@ -46,9 +48,22 @@ def test_preset_counts_what_training_would_train(name):
         assert facts["parameters"] == f"{sum(weight.numel() for name, weight in model.named_parameters() if not is_lora(name)):,}"
         assert facts["trained"].startswith(f"{sum(weight.numel() for weight in model.parameters() if weight.requires_grad):,}: ")
     else:
-        assert "921,600" in facts["trained"]  # measured: tests/backbones/language/test_lora.py
+        assert "921,600" in facts["trained"]  # measured: tests/backbones/test_lora.py
 
 
 def test_unknown_name_gets_the_nearest(capsys):
     assert main(["inspect", "siglip-so400m-383"]) == 2
     assert "Did you mean 'siglip-so400m-384'" in capsys.readouterr().err
+
+
+def test_preset_with_an_adapter_on_the_vision_backbone_counts_it(monkeypatch):
+    from vlm.conf.schema import LoRAConfig, LoRATowers
+    from vlm.models.catalog import inspect
+
+    preset = PRESETS["tiny/finetune"]
+    model = replace(preset.model, lora=LoRATowers(vision=LoRAConfig(rank=3, kind="dora")))
+    stage = replace(preset.stage, lr=replace(preset.stage.lr, vision=1e-4, language=None))
+    monkeypatch.setattr("vlm.models.catalog.PRESETS", {"tiny/finetune": replace(preset, model=model, stage=stage)})
+
+    count = 4 * 2 * (2 * 3 * 16 + 16)  # four projections of two layers of width 16: two matrices and the lengths of the rows
+    assert f"rank-3 adapter of vision (dora) at 0.0001 ({count:,})" in inspect("tiny/finetune").facts["trained"]

@@ -116,7 +116,14 @@ def settings(kind: type = TrainConfig, prefix: str = "") -> list[tuple[type, str
 
 
 def test_help_is_grouped(help_text):
-    for group in ("model options", "model.lora.language options", "stage options", "stage.lr options", "tracking options"):
+    for group in (
+        "model options",
+        "model.lora.language options",
+        "model.lora.vision options",
+        "stage options",
+        "stage.lr options",
+        "tracking options",
+    ):
         assert group in help_text
 
 

@@ -29,6 +29,7 @@ def test_no_preset_sets_anything_in_vain(name):
         ({"tracking": TrackingConfig(wandb_project="mine")}, "--tracking.wandb-project"),
         ({"tracking": TrackingConfig(sample_every=5)}, "--tracking.sample-every"),
         ({"model": replace(BASE.model, lora=LoRATowers(LoRAConfig(alpha=32.0)))}, "--model.lora.language"),
+        ({"model": replace(BASE.model, lora=LoRATowers(vision=LoRAConfig(kind="dora")))}, "--model.lora.vision"),
     ],
 )
 def test_setting_without_effect_is_named(changed, named):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vlm.backbones.language import LANGUAGE
-from vlm.backbones.language.lora import LoRAOptions, add_lora
+from vlm.backbones.lora import LoRAOptions, add_lora
 from vlm.backbones.loading import Load
 from vlm.backbones.vision import VISION
 from vlm.conf.presets import PRESETS
@@ -40,7 +40,7 @@ ADAPTERS = {
     "phi2-siglip": 128 * 2 * (2560 + 2560) * 32,
     "phi2-siglip-b16": 2_621_440,  # printed by the fork
     "phi3-dinosiglip-lora": 128 * ((3072 + 9216) + (3072 + 3072) + (3072 + 16_384) + (8192 + 3072)) * 32,
-    "demo": 921_600,  # measured: tests/backbones/language/test_lora.py
+    "demo": 921_600,  # measured: tests/backbones/test_lora.py
     "tiny": 4 * ((32 + 32) + (32 + 16)) * 2,  # half as many heads of keys and values
 }
 
@@ -71,7 +71,7 @@ def assembled(config: VisionLanguageConfig) -> dict[str, nn.Module]:
     vision, _ = vision_backbone(config.vision, config.feature_layer)
     with torch.device("meta"):
         connector = parts.connector.build(vision.width, parts.language.width)
-    return {"vision": vision, "connector": connector, "language": language_model(config.language, parts.lora)}
+    return {"vision": vision, "connector": connector, "language": language_model(config.language, parts.lora.get("language"))}
 
 
 def count(module: nn.Module) -> int:

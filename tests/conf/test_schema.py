@@ -91,3 +91,17 @@ def test_model_name_that_cannot_be_part_of_a_folder_name_is_refused(name):
 def test_impossible_adapter_is_refused(values):
     with pytest.raises(ConfigError, match="LoRA needs rank >= 0 and 0 <= dropout < 1"):
         LoRAConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"alpha": 0.0}, "positive, finite alpha; got 0.0: the adapter would change nothing"),
+        ({"alpha": float("nan")}, "positive, finite alpha; got nan"),
+        ({"quantize": "nf4"}, "quantize is nf4, but its rank is 0"),
+        ({"rank": 4, "kind": "dora", "quantize": "int8"}, "bitsandbytes does not give of int8. Set quantize nf4, or another kind"),
+    ],
+)
+def test_adapter_that_could_not_work_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        LoRAConfig(**values)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny_data import losses, metrics, rows, write
 
 import vlm
-from vlm.conf.schema import BatchPlan, LearningRates, TrackingConfig
+from vlm.conf.schema import BatchPlan, LearningRates, LoRAConfig, TrackingConfig
 from vlm.conf.serialize import write_config
 from vlm.data.stream.loader import MicroBatches
 from vlm.data.stream.order import shuffled
@@ -32,7 +32,7 @@ def images_of_ranks(config, world: int) -> list[tuple[int, ...]]:
 
 
 def test_two_processes_train_as_one(tiny, torchrun, tmp_path):
-    """Frozen towers alone; LoRA beside a trained vision backbone; packed rows and trees; one sample a rank, so that ranks have no picture while the other has one."""
+    """Frozen towers alone; LoRA beside a trained vision backbone, and beside DoRA on it; packed rows and trees; one sample a rank, so that one has no picture."""
     everything = LearningRates(vision=1e-3, connector=1e-3, language=1e-2)
     configs = {
         "frozen": tiny("align", per_device_batch_size=2),
@@ -41,6 +41,8 @@ def test_two_processes_train_as_one(tiny, torchrun, tmp_path):
         "lonely": tiny("finetune", per_device_batch_size=1, global_batch_size=2, lr=everything, max_steps=8, clip_norm=None),
     }
     assert {min(step) for step in images_of_ranks(configs["lonely"], 2)} == {0, 1}
+    lora = replace(configs["lonely"].model.lora, vision=LoRAConfig(rank=2, kind="dora"))
+    configs["adapters"] = replace(configs["lonely"], model=replace(configs["lonely"].model, lora=lora))
     files = []
     for name, config in configs.items():
         config = replace(config, model=replace(config.model, name=name))

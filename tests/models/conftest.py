@@ -24,8 +24,17 @@ def language(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def config_of(vision: str = "tiny-siglip", language: str = "tiny-llama", connector: str = "mlp2x-gelu", *, rank: int = 0, **others):
-    lora = LoRATowers(language=LoRAConfig(rank=rank))
+def config_of(
+    vision: str = "tiny-siglip",
+    language: str = "tiny-llama",
+    connector: str = "mlp2x-gelu",
+    *,
+    rank: int = 0,
+    vision_rank: int = 0,
+    kind="lora",
+    **others,
+):
+    lora = LoRATowers(language=LoRAConfig(rank=rank, kind=kind), vision=LoRAConfig(rank=vision_rank, kind=kind))
     return VisionLanguageConfig(vision=vision, language=language, connector=connector, lora=lora, **others)
 
 

@@ -8,7 +8,7 @@ import torch
 from tiny_data import metrics, turns, write
 
 import vlm
-from vlm.conf.schema import LearningRates, TrackingConfig, TrainConfig
+from vlm.conf.schema import LearningRates, LoRAConfig, TrackingConfig, TrainConfig
 from vlm.conf.serialize import read_config
 from vlm.distributed.launch import choose_precision
 from vlm.errors import CheckpointError, ConfigError, DataFormatError
@@ -86,9 +86,13 @@ def test_length_beyond_the_context_is_refused_before_anything_is_built(tiny, mon
         vlm.train(tiny("align", max_length=4096))
 
 
-def test_lora_without_a_rate_is_refused(tiny):
-    with pytest.raises(ConfigError, match="the adapter would never change"):
-        vlm.train(tiny("finetune", lr=LearningRates(connector=1e-3)))
+@pytest.mark.parametrize("tower", ["vision", "language"])
+def test_lora_without_a_rate_is_refused_before_anything_is_loaded(tiny, tower, monkeypatch):
+    monkeypatch.setattr("vlm.models.build.build_language", lambda *_, **__: pytest.fail("loaded"))
+    config = tiny("align")
+    config = replace(config, model=replace(config.model, lora=replace(config.model.lora, **{tower: LoRAConfig(rank=2)})))
+    with pytest.raises(ConfigError, match=rf"--model.lora.{tower}.rank is set, but --stage.lr.{tower} is not: the adapter would never change"):
+        vlm.train(config)
 
 
 def test_settings_without_effect_are_named(tiny, caplog):
@@ -101,8 +105,9 @@ def test_sizes_of_the_parts_are_said(tiny, caplog):
     with caplog.at_level(logging.INFO, logger="vlm"):
         vlm.train(tiny("finetune", max_steps=1))
     assert "tiny+finetune+x7: 8 samples, 1 steps of 8, fp32 on cpu x 1" in caplog.text
-    line = next(line for line in caplog.text.splitlines() if line.split()[:1] == ["language"])
-    assert line.split() == ["language", "44,064", "parameters,", "896", "trained"]
+    line = next(line for line in caplog.messages if line.split()[:1] == ["language"])
+    assert line.split() == ["language", "44,064", "896", "2.03", "%", "fp32", *["lora", "of", "rank", "4,", "scale", "2,", "on", "4", "layers"]]
+    assert any(line.split()[:5] == ["all", "57,920", "2,496", "4.31", "%"] for line in caplog.messages)
 
 
 def test_full_disk_keeps_earlier_checkpoints_and_says_what_to_do(tiny, monkeypatch):

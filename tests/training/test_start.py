@@ -53,13 +53,53 @@ def test_init_from_refuses_other_parts(tiny, changed, message):
 
 
 @pytest.mark.parametrize(
-    "adapter", [LoRAConfig(rank=8, alpha=8.0), LoRAConfig(rank=4, alpha=1.0), LoRAConfig(rank=4, alpha=8.0, targets="all-linear")]
+    "adapter",
+    [
+        LoRAConfig(rank=8, alpha=8.0),
+        LoRAConfig(rank=4, alpha=1.0),
+        LoRAConfig(rank=4, alpha=8.0, targets="all-linear"),
+        LoRAConfig(rank=4, alpha=8.0, kind="rslora"),
+    ],
 )
 def test_init_from_refuses_another_adapter(tiny, adapter):
     first = vlm.train(tiny("finetune", max_steps=1))
     config = tiny("finetune", init_from=first, seed=8)
     with pytest.raises(CheckpointError, match=r"has the adapter LoRAConfig\(rank=4, alpha=8.0"):
         vlm.train(replace(config, model=replace(config.model, lora=LoRATowers(language=adapter))))
+
+
+BOTH = LoRATowers(language=LoRAConfig(rank=4, alpha=8.0), vision=LoRAConfig(rank=2, kind="dora"))
+RATES = LearningRates(vision=1e-3, connector=1e-3, language=1e-2)
+
+
+def adapted(config, lora: LoRATowers = BOTH):
+    return replace(config, model=replace(config.model, lora=lora))
+
+
+def test_align_then_adapters_then_more_of_them(tiny):
+    """Prismatic's stages, with an adapter on both towers, and a run that goes on from them."""
+    aligned = vlm.train(tiny("align", max_steps=1))
+    first = vlm.train(adapted(tiny("finetune", init_from=aligned, max_steps=2, lr=RATES)))
+    stored = load_file(first / "checkpoints" / "step-000002" / "weights.safetensors")
+    assert {name.split(".")[0] for name in stored if ".lora_" in name} == {"vision", "language"}
+    assert all(".lora_" in name or name.startswith("connector.") for name in stored)
+    second = vlm.train(adapted(tiny("finetune", init_from=first, max_steps=1, seed=8, lr=LearningRates(vision=1e-9, connector=1e-9, language=1e-9))))
+    after = load_file(second / "checkpoints" / "step-000001" / "weights.safetensors")
+    assert after.keys() == stored.keys()
+    for name, tensor in stored.items():
+        torch.testing.assert_close(after[name], tensor, atol=1e-7, rtol=0)
+
+
+def test_init_from_refuses_another_rank_of_the_vision_adapter(tiny):
+    first = vlm.train(adapted(tiny("finetune", max_steps=1, lr=RATES)))
+    other = LoRATowers(language=BOTH.language, vision=LoRAConfig(rank=3, kind="dora"))
+    with pytest.raises(CheckpointError, match=r"has the adapter LoRAConfig\(rank=2, .* of vision, .*rank=3.* Set --model.lora.vision to the same"):
+        vlm.train(adapted(tiny("finetune", init_from=first, seed=8, lr=RATES), other))
+
+
+def test_dropout_may_change_between_stages(tiny):
+    first = vlm.train(adapted(tiny("finetune", max_steps=1, lr=RATES)))
+    vlm.train(adapted(tiny("finetune", max_steps=1, init_from=first, seed=8, lr=RATES), replace(BOTH, vision=replace(BOTH.vision, dropout=0.1))))
 
 
 def test_init_from_names_how_pictures_were_prepared_otherwise(tiny, caplog):

@@ -46,9 +46,10 @@ def _tracking(config: TrainConfig) -> list[str]:
 
 
 def _parts(config: TrainConfig) -> list[str]:
-    model, lora, said = config.model, config.model.lora.language, []
-    if lora.rank == 0 and lora != LoRAConfig():
-        said.append("The settings of --model.lora.language have no effect at rank 0: set --model.lora.language.rank.")
+    model, said = config.model, []
+    for tower, lora in vars(model.lora).items():
+        if lora.rank == 0 and lora != LoRAConfig():
+            said.append(f"The settings of --model.lora.{tower} have no effect at rank 0: set --model.lora.{tower}.rank.")
     if config.init_from is None and model.connector_init == "random" and config.stage.lr.connector is None:
         said.append("The connector starts at random and is not trained: set --stage.lr.connector, or --init-from an aligned run.")
     return said

@@ -16,20 +16,34 @@ FORMAT_VERSION = 1  # of config.json; raised when a stored config needs a migrat
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """A low-rank adapter on one tower (Hu et al. 2021, arXiv:2106.09685)."""
+    """A low-rank adapter on one tower (LoRA, Hu et al. 2021, arXiv:2106.09685)."""
 
     rank: int = 0
     """Rank of the adapter's two matrices; 0 means no adapter. With an adapter, the tower's own weights stay frozen."""
     alpha: float = 16.0
-    """Scale: the adapter's output is multiplied by alpha / rank."""
+    """Scale, positive: the adapter's output is multiplied by alpha / rank, or alpha / sqrt(rank) with rslora."""
     dropout: float = 0.0
     """Probability of dropping an input element of the adapter, 0 to 1."""
     targets: str = "family"
     """Which linear layers get an adapter: `family` (the family's own list), `all-linear`, or a regular expression on module names."""
+    kind: Literal["lora", "rslora", "dora"] = "lora"
+    """lora; rslora, whose scale keeps large ranks learning (arXiv:2312.03732); dora, which trains each row's length too, at more time a step (arXiv:2402.09353)."""
+    quantize: Literal["none", "nf4", "int8"] = "none"
+    """How the tower's own linear layers are stored under the adapter, by bitsandbytes: nf4 is QLoRA's 4 bits (arXiv:2305.14314), int8 is LLM.int8 (arXiv:2208.07339)."""
 
     def __post_init__(self) -> None:
         if self.rank < 0 or not 0 <= self.dropout < 1:
             raise ConfigError(f"LoRA needs rank >= 0 and 0 <= dropout < 1; got rank {self.rank}, dropout {self.dropout}.")
+        if not 0 < self.alpha < math.inf:
+            raise ConfigError(f"LoRA needs a positive, finite alpha; got {self.alpha}: the adapter would change nothing.")
+        if (self.kind, self.quantize) == ("dora", "int8"):
+            raise ConfigError(
+                "LoRA's kind dora needs the weights themselves, which bitsandbytes does not give of int8. Set quantize nf4, or another kind."
+            )
+        if self.quantize != "none" and self.rank == 0:
+            raise ConfigError(
+                f"LoRA's quantize is {self.quantize}, but its rank is 0: quantized weights are not trained. Set a rank, or quantize none."
+            )
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,8 @@ class LoRATowers:
 
     language: LoRAConfig = LoRAConfig()
     """Adapter of the language model."""
+    vision: LoRAConfig = LoRAConfig()
+    """Adapter of the vision backbone: of those of its layers that patch features come from; of every tower of a fused one."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 The only place that joins registries of parts; knows no data and no training beyond which parts will be trained.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,20 +13,24 @@ from torch import nn
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.language.base import HFCausalLM, LanguageSpec, build_language
 from vlm.backbones.language.chat_templates import find_template
-from vlm.backbones.language.lora import LoRAOptions, is_lora
 from vlm.backbones.loading import Load
+from vlm.backbones.lora import LoRAOptions, add_lora, is_lora, linear_layers
+from vlm.backbones.quantization import check_installed, quantize
 from vlm.backbones.vision import VISION
 from vlm.backbones.vision.base import VisionSpec
+from vlm.backbones.vision.layers_in_use import layers_in_use
 from vlm.conf.schema import LoRAConfig, VisionLanguageConfig
 from vlm.connectors import CONNECTORS
 from vlm.connectors.base import ConnectorSpec
 from vlm.errors import ConfigError
 from vlm.messages import ChatTemplate
+from vlm.models.fingerprint import fingerprint
 from vlm.models.vision_language import PARTS, VisionLanguageModel
 from vlm.types import ImagePolicy
 
 FROZEN_DTYPE = {"fp32": torch.float32, "bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16}
 TRAINED_DTYPE = {"fp32": torch.float32, "bf16-mixed": torch.float32, "bf16": torch.bfloat16}
+ADAPTABLE: Mapping[str, Callable[[Any], list[str]]] = {"vision": layers_in_use, "language": linear_layers}  # towers, and which of their layers
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Composition:
     template: ChatTemplate | None
     tokens_per_tile: int
     image_policy: ImagePolicy
-    lora: LoRAOptions | None
+    lora: Mapping[str, LoRAOptions]  # of the towers that have an adapter
 
 
 def resolve(config: VisionLanguageConfig) -> Composition:
@@ -56,15 +61,16 @@ def resolve(config: VisionLanguageConfig) -> Composition:
         template=find_template(config.template) if config.template else language.template,
         tokens_per_tile=connector.num_tokens(vision.num_patches),
         image_policy=ImagePolicy(size=vision.image_size, mode=config.resize, resample=vision.resample, fill=vision.fill),
-        lora=_lora_options(config.lora.language, language),
+        lora={
+            tower: _lora_options(lora, spec.lora_targets)
+            for tower, lora, spec in (("vision", config.lora.vision, vision), ("language", config.lora.language, language))
+            if lora.rank
+        },
     )
 
 
-def _lora_options(config: LoRAConfig, spec: LanguageSpec) -> LoRAOptions | None:
-    if config.rank == 0:
-        return None
-    targets = spec.lora_targets if config.targets == "family" else config.targets
-    return LoRAOptions(rank=config.rank, alpha=config.alpha, dropout=config.dropout, targets=targets)
+def _lora_options(config: LoRAConfig, family: tuple[str, ...] | str) -> LoRAOptions:
+    return LoRAOptions(**(vars(config) | {"targets": family if config.targets == "family" else config.targets}))
 
 
 def build(config: VisionLanguageConfig, *, precision: str, trained: tuple[str, ...] = (), seed: int = 0) -> VisionLanguageModel:
@@ -78,11 +84,12 @@ def build(config: VisionLanguageConfig, *, precision: str, trained: tuple[str, .
 
     Raises:
         UnknownNameError: If a name is unknown.
-        ConfigError: If parts do not fit, or an adapter is asked for but the language model is frozen.
+        ConfigError: If parts do not fit, or an adapter is asked for but its tower is frozen.
         CheckpointError: If weights are missing or are not what their name says.
+        MissingPackageError: If quantized weights are asked for and bitsandbytes is not installed.
     """
     parts = resolve(config)
-    _refuse_idle_adapter(parts, trained)
+    _check_adapters(parts.lora, trained)
     dtypes = _dtypes(parts, trained, precision)
     vision: Any = parts.vision.build(parts.vision, Load(config.vision_source or parts.vision.source, dtypes["vision"], config.feature_layer))
     with torch.random.fork_rng(devices=[]):
@@ -91,14 +98,15 @@ def build(config: VisionLanguageConfig, *, precision: str, trained: tuple[str, .
             parts.language,
             Load(config.language_source or parts.language.source, dtypes["language"]),
             template=parts.template,
-            lora=parts.lora,
         )
+        quantized = _adapt("language", language, parts.lora)
         connector = parts.connector.build(vision.width, language.width).to(dtypes["connector"])
-    return _join(parts, vision, connector, language, trained)
+        quantized |= _adapt("vision", vision, parts.lora)
+    return _join(parts, vision, connector, language, trained, quantized)
 
 
 def skeleton(config: VisionLanguageConfig, *, precision: str, trained: tuple[str, ...] = ()) -> VisionLanguageModel:
-    """The model that `build` would make, at full size on the meta device: for counting, without weights, tokenizer or download.
+    """The model that `build` would make, at full size on the meta device: for counting, without weights, tokenizer or download. Nothing is quantized.
 
     Args:
         config: The composition.
@@ -107,40 +115,69 @@ def skeleton(config: VisionLanguageConfig, *, precision: str, trained: tuple[str
 
     Raises:
         UnknownNameError: If a name is unknown.
-        ConfigError: If parts do not fit, or an adapter is asked for but the language model is frozen.
+        ConfigError: If parts do not fit, or an adapter is asked for but its tower is frozen.
     """
     parts = resolve(config)
-    _refuse_idle_adapter(parts, trained)
+    parts = replace(parts, lora={tower: replace(options, quantize="none") for tower, options in parts.lora.items()})
+    _check_adapters(parts.lora, trained)
     dtypes = _dtypes(parts, trained, precision)
     with torch.device("meta"):
         vision: Any = parts.vision.build(parts.vision, Load(None, dtypes["vision"], config.feature_layer))
         decoder = parts.language.build(parts.language, Load(None, dtypes["language"]))
-        language = HFCausalLM(decoder, tokenizer=None, template=None, max_length=parts.language.max_length, lora=parts.lora)
+        language = HFCausalLM(decoder, tokenizer=None, template=None, max_length=parts.language.max_length)
         connector = parts.connector.build(vision.width, language.width).to(dtypes["connector"])
-    return _join(parts, vision, connector, language, trained)
+        for part, tower in (("language", language), ("vision", vision)):
+            _adapt(part, tower, parts.lora)
+    return _join(parts, vision, connector, language, trained, {})
 
 
-def _refuse_idle_adapter(parts: Composition, trained: tuple[str, ...]) -> None:
-    if parts.lora is not None and trained and "language" not in trained:
-        raise ConfigError("--model.lora.language.rank is set, but --stage.lr.language is not: the adapter would never change. Set a rate, or rank 0.")
-
-
-def _join(parts: Composition, vision: Any, connector: nn.Module, language: HFCausalLM, trained: tuple[str, ...]) -> VisionLanguageModel:
+def _join(
+    parts: Composition, vision: Any, connector: nn.Module, language: HFCausalLM, trained: tuple[str, ...], quantized: dict[str, str]
+) -> VisionLanguageModel:
     tokens_per_tile = parts.connector.num_tokens(vision.num_patches)  # of a CNN, another feature layer has another number of patches
     model = VisionLanguageModel(vision, connector, language, tokens_per_tile=tokens_per_tile, image_policy=parts.image_policy)
-    freeze(model, trained, has_adapter=parts.lora is not None)
+    model.adapters, model.quantized = dict(parts.lora), quantized
+    freeze(model, trained)
     return model.eval()
 
 
 def _dtypes(parts: Composition, trained: tuple[str, ...], precision: str) -> dict[str, torch.dtype]:
-    """Type of each part's own weights; a language model under an adapter is frozen, a connector is as if it were trained."""
-    whole = {"vision": "vision" in trained, "language": "language" in trained and parts.lora is None, "connector": True}
-    return {part: (TRAINED_DTYPE if is_whole else FROZEN_DTYPE)[precision] for part, is_whole in whole.items()}
+    """Type of each part's own weights; a tower under an adapter is frozen, a connector is as if it were trained."""
+    whole = {"vision": "vision" in trained, "language": "language" in trained, "connector": True}
+    return {part: (TRAINED_DTYPE if is_whole and part not in parts.lora else FROZEN_DTYPE)[precision] for part, is_whole in whole.items()}
 
 
-def freeze(model: VisionLanguageModel, trained: tuple[str, ...], *, has_adapter: bool) -> None:
-    """Make the named parts trainable and all others not; of a language model with an adapter, the adapter alone."""
+def _check_adapters(lora: Mapping[str, LoRAOptions], trained: tuple[str, ...]) -> None:
+    for tower, options in lora.items():
+        if trained and tower not in trained:
+            raise ConfigError(
+                f"--model.lora.{tower}.rank is set, but --stage.lr.{tower} is not: the adapter would never change. Set a rate, or rank 0."
+            )
+        if options.quantize != "none":
+            check_installed(options.quantize, f"--model.lora.{tower}.quantize")
+
+
+def _adapt(part: str, tower: Any, lora: Mapping[str, LoRAOptions]) -> dict[str, str]:
+    """Quantize a tower if its options say so, and add its adapter if it has one; returns the fingerprint that a quantized one had before."""
+    if part not in lora:
+        return {}
+    model, options = adaptable(part, tower), lora[part]
+    layers, before = ADAPTABLE[part](model), {}
+    if options.quantize != "none":
+        before = {part: fingerprint(tower)}
+        quantize(model, options.quantize, layers)
+    add_lora(model, options, among=layers)
+    return before
+
+
+def adaptable(part: str, tower: Any) -> Any:
+    """The module that adapters are added to: of a language model the one of transformers, so that regular expressions see its names."""
+    return tower.model if part == "language" else tower
+
+
+def freeze(model: VisionLanguageModel, trained: tuple[str, ...]) -> None:
+    """Make the named parts trainable and all others not; of a tower with an adapter, the adapter alone."""
     for part in PARTS:
         for name, weight in getattr(model, part).named_parameters():
-            weight.requires_grad_(part in trained and (is_lora(name) or not (part == "language" and has_adapter)))
-    model.altered |= {part for part in trained if not (part == "language" and has_adapter)}
+            weight.requires_grad_(part in trained and (is_lora(name) or part not in model.adapters))
+    model.altered |= {part for part in trained if part not in model.adapters}

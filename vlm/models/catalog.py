@@ -9,8 +9,8 @@ from torch import nn
 
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.language.chat_templates import TEMPLATES
-from vlm.backbones.language.lora import LoRAOptions, add_lora
 from vlm.backbones.loading import Load
+from vlm.backbones.lora import LoRAOptions, add_lora
 from vlm.backbones.text import TEXT
 from vlm.backbones.vision import VISION
 from vlm.conf.overview import families, is_large
@@ -19,7 +19,7 @@ from vlm.conf.schema import VisionLanguageConfig
 from vlm.connectors import CONNECTORS
 from vlm.data.datasets import DATASETS
 from vlm.errors import UnknownNameError
-from vlm.models.build import Composition, resolve
+from vlm.models.build import ADAPTABLE, Composition, resolve
 from vlm.registry import Registry
 from vlm.verified import verifications
 
@@ -147,6 +147,7 @@ def _inspect_vision(name: str) -> Inspection:
     with torch.device("meta"):
         module = spec.build(spec, Load(source=None))
     facts = {"pixels": f"{spec.image_size} x {spec.image_size}", "tokens an image": f"{spec.num_patches} (one a patch)", "width": f"{spec.width}"}
+    facts["LoRA targets"] = spec.lora_targets if isinstance(spec.lora_targets, str) else ", ".join(spec.lora_targets)
     return Inspection("vision", name, facts | _origin(spec), tree(module, "vision"))
 
 
@@ -208,8 +209,8 @@ def _inspect_preset(name: str) -> Inspection:
         "parameters": f"{sum(_count(module) for module in modules.values()):,}",
     }
     rates = {part: rate for part, rate in vars(stage.lr).items() if rate is not None}
-    # last: an adapter is added to the language model, and the counts above are without it
-    trained = {part: _count_trained(modules[part], parts.lora if part == "language" else None) for part in rates}
+    # last: adapters are added to the towers, and the counts above are without them
+    trained = {part: _count_trained(part, modules[part], parts.lora.get(part)) for part in rates}
     facts |= {
         "trained": f"{sum(trained.values()):,}: "
         + ", ".join(f"{_trained_part(part, parts)} at {rates[part]:g} ({trained[part]:,})" for part in rates),
@@ -227,19 +228,22 @@ def _part(name: str, spec: Any, module: nn.Module, source: str) -> str:
 
 
 def _trained_part(part: str, parts: Composition) -> str:
-    return f"rank-{parts.lora.rank} adapter of language" if part == "language" and parts.lora else part
+    if part not in parts.lora:
+        return part
+    options = parts.lora[part]
+    return f"rank-{options.rank} adapter of {part}" + ("" if options.kind == "lora" else f" ({options.kind})")
 
 
 def _count(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def _count_trained(module: nn.Module, lora: LoRAOptions | None) -> int:
+def _count_trained(part: str, module: nn.Module, lora: LoRAOptions | None) -> int:
     """Values that a rate applies to: all, or those of the adapter, which is added to the module."""
     if lora is None:
         return _count(module)
     with torch.device("meta"):
-        add_lora(module, lora)
+        add_lora(module, lora, among=ADAPTABLE[part](module))
     return sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
 
 

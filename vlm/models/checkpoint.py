@@ -3,35 +3,33 @@
 Knows nothing of optimizers or of how training goes on; finds runs by name.
 """
 
-import hashlib
 import json
 import logging
-import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlm.backbones.language.lora import is_lora
+from vlm.backbones.lora import is_idle, is_lora, renew_magnitudes
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.conf.serialize import from_dict, to_dict
 from vlm.distributed.launch import choose_device, choose_precision
 from vlm.errors import CheckpointError, ConfigError
 from vlm.models.build import build
+from vlm.models.fingerprint import fingerprint, own_name
+from vlm.models.parameters import parameter_rows
 from vlm.models.vision_language import PARTS, VisionLanguageModel
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
-VALUES_PER_TENSOR = 4096  # of the fingerprint: another training run, a merge or a corrupted file changes nearly every value
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,11 @@ class Manifest:
     stored: tuple[str, ...]
     fingerprints: dict[str, str]
 
+    @property
+    def adapted(self) -> set[str]:
+        """Parts whose adapter the checkpoint must hold."""
+        return {part for part, lora in vars(self.config.lora).items() if lora.rank}
+
 
 def trained_state(model: VisionLanguageModel) -> dict[str, Tensor]:
     """What a checkpoint holds: every adapter, and all own weights and buffers of the altered parts, tied ones once; names are those without adapters."""
@@ -58,37 +61,13 @@ def trained_state(model: VisionLanguageModel) -> dict[str, Tensor]:
             place = tensor.data_ptr(), tensor.shape
             if (is_lora(name) or part in model.altered) and (place not in seen or tensor.numel() == 0):
                 seen.add(place)
-                state[f"{part}.{_own_name(name)}"] = tensor.detach()
+                state[f"{part}.{own_name(name)}"] = tensor.detach()
     return state
 
 
-def _own_name(name: str) -> str:
-    """The name that a weight had before peft put an adapter around its layer."""
-    return name.replace(".base_layer.", ".")
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A hash of a part's own weights, adapters left out: names, shapes, and evenly spaced values of each.
-
-    Of a tensor up to VALUES_PER_TENSOR all values are hashed, of a larger one between a few less and twice as many (see `_stride`), from all of its
-    columns if it has rows enough. What it can miss: a change of few values, between those that are hashed, and one below bf16's rounding.
-
-    Values are rounded to bf16 first, so that the same weights give the same fingerprint whether loaded in fp32 or in bf16.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if is_lora(name):
-            continue
-        flat = tensor.detach().flatten()
-        sample = flat[:: _stride(flat.numel())].to("cpu", torch.float32).to(torch.bfloat16)
-        digest.update(f"{_own_name(name)} {tuple(tensor.shape)}".encode())
-        digest.update(sample.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _stride(size: int) -> int:
-    """The least step from `size // VALUES_PER_TENSOR` on that has no factor in common with the size; one that had would visit the same columns in all rows."""
-    return next(step for step in count(max(1, size // VALUES_PER_TENSOR)) if math.gcd(step, size) == 1)
+def fingerprint_of(model: VisionLanguageModel, part: str) -> str:
+    """Fingerprint of a part's own weights; of a quantized one, of those that it was made from, so that how it is stored does not matter."""
+    return model.quantized.get(part) or fingerprint(getattr(model, part))
 
 
 def model_values(model: VisionLanguageModel, config: VisionLanguageConfig) -> dict[str, Any]:
@@ -98,7 +77,8 @@ def model_values(model: VisionLanguageModel, config: VisionLanguageConfig) -> di
         "kind": "vision-language",
         "config": to_dict(config),
         "stored": sorted({name.split(".")[0] for name in trained_state(model)}),
-        "fingerprints": {part: fingerprint(getattr(model, part)) for part in PARTS if part not in model.altered},
+        "parameters": parameter_rows(model),
+        "fingerprints": {part: fingerprint_of(model, part) for part in PARTS if part not in model.altered},
     }
 
 
@@ -203,7 +183,7 @@ def check_fingerprints(model: VisionLanguageModel, manifest: Manifest, folder: P
         CheckpointError: If one differs.
     """
     for part, expected in manifest.fingerprints.items():
-        seen = fingerprint(getattr(model, part))
+        seen = fingerprint_of(model, part)
         if seen != expected:
             raise CheckpointError(
                 f"The {part} weights are not those that {folder} was trained with: fingerprint {seen[:12]}, expected {expected[:12]}. "
@@ -215,42 +195,75 @@ def load_trained(model: VisionLanguageModel, folder: Path) -> list[str]:
     """Copy a checkpoint's trained weights into a model, tensor by tensor; returns a line for each part that says what was loaded.
 
     Raises:
-        CheckpointError: If the file is damaged or lacks a tensor of a part, or one of its tensors has no place in the model or another shape there.
+        CheckpointError: If the file is damaged or lacks a tensor of a part, one of its tensors has no place in the model or another shape there, or
+            an adapter changes nothing.
     """
     path = folder / WEIGHTS
-    own = {_own_name(name): tensor for name, tensor in model.state_dict().items()}
+    own = {own_name(name): tensor for name, tensor in model.state_dict().items()}
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             shapes = {name: file.get_slice(name).get_shape() for name in names}
         _refuse_misfits(own, shapes, folder)
-        model.altered |= {name.split(".")[0] for name in shapes if not is_lora(name)}
-        _refuse_gaps(model, shapes, folder)
+        whole, adapted = _parts_of(name for name in shapes if not is_lora(name)), _parts_of(filter(is_lora, shapes))
+        _refuse_quantized(model, whole, folder)
+        model.altered |= whole
+        _refuse_gaps(model, shapes, adapted | read_manifest(folder).adapted, folder)
         for name in shapes:
             with safe_open(path, framework="pt") as file:  # opened anew, because pages of the file stay in memory until it is closed
                 own[name].copy_(file.get_tensor(name))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Use another checkpoint of the run.") from error
+    _refuse_idle(model, adapted, folder)
+    for part in whole - adapted:
+        renew_magnitudes(getattr(model, part))
     loaded = {part: [own[name].numel() for name in shapes if name.startswith(f"{part}.")] for part in PARTS}
     return [f"{part}: {len(sizes)} tensors, {sum(sizes):,} values" for part, sizes in sorted(loaded.items()) if sizes]
 
 
-def _refuse_gaps(model: VisionLanguageModel, shapes: dict[str, Any], folder: Path) -> None:
-    """A part is stored whole or not at all; an adapter that the checkpoint lacks altogether is a new one."""
-    has_adapter = any(map(is_lora, shapes))
-    missing = [name for name in trained_state(model) if name not in shapes and (has_adapter or not is_lora(name))]
+def _parts_of(names: Iterable[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:3]))
+
+
+def _refuse_gaps(model: VisionLanguageModel, shapes: dict[str, Any], adapted: set[str], folder: Path) -> None:
+    """A part is stored whole or not at all; the adapter of a part that has none in the checkpoint is a new one."""
+    missing = [name for name in trained_state(model) if name not in shapes and (not is_lora(name) or name.split(".")[0] in adapted)]
     if missing:
         raise CheckpointError(
-            f"{folder} lacks {len(missing)} of the tensors of the parts that it holds, among them {missing[0]!r}. Use another checkpoint."
+            f"{folder} lacks {len(missing)} of the tensors of the parts that it holds, among them {_first(missing)}. Use another checkpoint."
         )
+
+
+def _refuse_quantized(model: VisionLanguageModel, whole: set[str], folder: Path) -> None:
+    if part := next((part for part in model.quantized if part in whole), None):
+        raise CheckpointError(
+            f"{folder} holds the {part} weights themselves, which do not load into quantized ones. Set --model.lora.{part}.quantize none."
+        )
+
+
+def _refuse_idle(model: VisionLanguageModel, adapted: set[str], folder: Path) -> None:
+    for part in sorted(adapted):
+        if is_idle(getattr(model, part)):
+            names = [name for name in trained_state(model) if name.startswith(f"{part}.") and ".lora_B." in name]
+            raise CheckpointError(
+                f"The adapter of {part} in {folder} changes nothing: its {len(names)} tensors lora_B are all zero, among them {_first(names)}. "
+                "It was never trained, or its file was damaged; use another checkpoint."
+            )
 
 
 def _refuse_misfits(own: dict[str, Tensor], shapes: dict[str, Any], folder: Path) -> None:
     unknown = [name for name in shapes if name not in own]
     if unknown:
-        hint = " It has a LoRA adapter, this model has none: set --model.lora.language.rank." if any(map(is_lora, unknown)) else ""
+        adapter = next((name.split(".")[0] for name in unknown if is_lora(name)), None)
+        hint = "" if adapter is None else f" It has a LoRA adapter, this model has none: set --model.lora.{adapter}.rank."
+        if adapter and any(name.startswith(f"{adapter}.") and is_lora(name) for name in own):
+            hint = f" Its LoRA adapter is on other layers or of another kind: set --model.lora.{adapter} to the values in its {MODEL}."
         raise CheckpointError(
-            f"{folder} holds {len(unknown)} tensors that this model lacks, among them {unknown[0]!r}.{hint} Compose the same parts."
+            f"{folder} holds {len(unknown)} tensors that this model lacks, among them {_first(unknown)}.{hint} Compose the same parts."
         )
     different = [(name, tuple(shape), tuple(own[name].shape)) for name, shape in shapes.items() if tuple(shape) != tuple(own[name].shape)]
     if different:

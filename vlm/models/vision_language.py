@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlm.backbones.language.base import HFCausalLM
+from vlm.backbones.lora import LoRAOptions
 from vlm.messages import ChatTemplate, Message
 from vlm.models.losses import cross_entropy, cross_entropy_by_source
 from vlm.models.splice import splice, touch
@@ -41,6 +42,8 @@ class VisionLanguageModel(nn.Module):
         self.vision, self.connector, self.language = vision, connector, language
         self.tokens_per_tile, self.image_policy = tokens_per_tile, image_policy
         self.tokens_per_image = TokensPerTile(tokens_per_tile)  # a pure function of the layout
+        self.adapters: dict[str, LoRAOptions] = {}  # of the parts that have one
+        self.quantized: dict[str, str] = {}  # fingerprints that the quantized parts had before
         self.altered = {"connector"}  # parts whose own weights are not those of their source, so that a checkpoint must hold them
 
     @property

@@ -27,7 +27,8 @@ from vlm.distributed.launch import choose_precision
 from vlm.errors import ConfigError, Preempted
 from vlm.models import checkpoint
 from vlm.models.build import build, resolve
-from vlm.models.vision_language import PARTS, VisionLanguageModel
+from vlm.models.parameters import parameter_table
+from vlm.models.vision_language import VisionLanguageModel
 from vlm.tracking import JSONL, Progress, Shown, Tracker, Trackers, WandB, check_trackers, counting
 from vlm.training import run_folder
 from vlm.training.checkpoints import Checkpoints, RunState
@@ -88,7 +89,7 @@ def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path
     state = read_state(resumed, digest_order(order)) if resumed else RunState(data=digest_order(order))
     if world.is_main:
         log.info("%s: %d samples, %s, %s on %s x %d", config.run_id, order.units.num_samples, steps, precision, world.device.type, world.size)
-        for line in [describe(model), *describe_order(order, config.stage, samples)]:
+        for line in [*parameter_table(model), *describe_order(order, config.stage, samples)]:
             log.info(line)
         if resumed:
             log.info("resumed after step %d, from %s", state.step, resumed)
@@ -254,15 +255,6 @@ def _examples(config: TrainConfig, model: VisionLanguageModel, samples: Sequence
         source_of=mixed.source_of if mixed else None,
         num_sources=len(mixed.entries) if mixed else 1,
     )
-
-
-def describe(model: VisionLanguageModel) -> str:
-    """A line for each part: parameters, and how many of them are trained."""
-    lines = []
-    for part in PARTS:
-        sizes = [(p.numel(), p.requires_grad) for p in getattr(model, part).parameters()]
-        lines.append(f"  {part:10} {sum(n for n, _ in sizes):>15,} parameters, {sum(n for n, trained in sizes if trained):>13,} trained")
-    return "\n".join(lines)
 
 
 def _trackers(config: TrainConfig, num_steps: int, taken: int) -> list[Tracker]:

@@ -4,6 +4,7 @@ Knows checkpoints only through `vlm.models.checkpoint`; trains nothing.
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -47,9 +48,10 @@ def check_same_parts(wanted: VisionLanguageConfig, stored: VisionLanguageConfig,
         theirs, ours = registry.resolve(getattr(stored, part)), registry.resolve(getattr(wanted, part))
         if theirs != ours:
             raise CheckpointError(f"{folder} has the {part} {theirs!r}, this run {ours!r}. Set --model.{part} {theirs}, or leave --init-from out.")
-    adapter, own = stored.lora.language, wanted.lora.language
-    if "language" in parts and adapter.rank and adapter != own:
-        raise CheckpointError(f"{folder} has the adapter {adapter}, this run {own}. Set --model.lora.language to the same values.")
+    for tower, adapter in vars(stored.lora).items():
+        own = getattr(wanted.lora, tower)
+        if tower in parts and adapter.rank and adapter != replace(own, dropout=adapter.dropout):
+            raise CheckpointError(f"{folder} has the adapter {adapter} of {tower}, this run {own}. Set --model.lora.{tower} to the same values.")
     for name in PREPARATION:
         theirs, ours = getattr(stored, name), getattr(wanted, name)
         if theirs != ours:

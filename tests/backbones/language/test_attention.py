@@ -9,8 +9,8 @@ from torch import Tensor
 from vlm.backbones.language import LANGUAGE, attention
 from vlm.backbones.language.attention import NAME, Piece, Pieces, document_attention, pieces_of, varlen_of
 from vlm.backbones.language.base import HFCausalLM
-from vlm.backbones.language.lora import LoRAOptions
 from vlm.backbones.loading import Load
+from vlm.backbones.lora import LoRAOptions
 from vlm.errors import ConfigError
 from vlm.types import Documents
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.language.base import HFCausalLM, build_language
 from vlm.backbones.language.chat_templates import TEMPLATES
-from vlm.backbones.language.lora import LoRAOptions
 from vlm.backbones.loading import Load
+from vlm.backbones.lora import LoRAOptions
 from vlm.errors import CheckpointError, ConfigError
 from vlm.messages import Message
 from vlm.types import Documents, LanguageModel

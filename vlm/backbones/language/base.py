@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from vlm.backbones.language import attention
 from vlm.backbones.language.chat_templates import fit_template
-from vlm.backbones.language.lora import LoRAOptions, add_lora
 from vlm.backbones.loading import Load, check_architecture, check_complete, from_pretrained, read_config
 from vlm.errors import CheckpointError, ConfigError
 from vlm.messages import IMAGE_PLACEHOLDER, ChatTemplate
@@ -66,7 +65,7 @@ class HFCausalLM(nn.Module):
     image_token_id: int
     template: ChatTemplate
 
-    def __init__(self, model: Any, *, tokenizer: Any, template: ChatTemplate | None, max_length: int, lora: LoRAOptions | None = None) -> None:
+    def __init__(self, model: Any, *, tokenizer: Any, template: ChatTemplate | None, max_length: int) -> None:
         """Wrap a loaded model; its weights are not changed.
 
         Args:
@@ -75,7 +74,6 @@ class HFCausalLM(nn.Module):
                 only sized, and has no words.
             template: Chat template; its `{bos}` and `{eos}` become the tokenizer's. None without a tokenizer.
             max_length: Context in tokens.
-            lora: Adapter to add, or None.
 
         Raises:
             ConfigError: If the attention of this family cannot be kept inside documents, or the template is not for this tokenizer.
@@ -89,8 +87,6 @@ class HFCausalLM(nn.Module):
         self.width = model.get_input_embeddings().weight.shape[1]
         if tokenizer is not None and template is not None:
             self._give_words(tokenizer, template)
-        if lora is not None:
-            add_lora(self.model, lora)
 
     def _give_words(self, tokenizer: Any, template: ChatTemplate) -> None:
         self.tokenizer = tokenizer
@@ -135,14 +131,13 @@ class HFCausalLM(nn.Module):
         return tuple(self.decoder.layers)
 
 
-def build_language(spec: LanguageSpec, load: Load, *, template: ChatTemplate | None = None, lora: LoRAOptions | None = None) -> HFCausalLM:
+def build_language(spec: LanguageSpec, load: Load, *, template: ChatTemplate | None = None) -> HFCausalLM:
     """A language model with its tokenizer, in evaluation mode.
 
     Args:
         spec: What to build.
         load: Where its weights come from; `Load(source=spec.source)` for the published ones, None for random weights.
         template: Chat template, or None for the spec's own.
-        lora: Adapter to add, or None.
 
     Raises:
         CheckpointError: If weights or tokenizer cannot be found, are of another model, or do not belong together.
@@ -154,7 +149,7 @@ def build_language(spec: LanguageSpec, load: Load, *, template: ChatTemplate | N
     model = spec.build(spec, load)
     tokenizer = spec.tokenizer(spec, load.source)
     _check_tokenizer(tokenizer, model, load.source or spec.source)
-    return HFCausalLM(model, tokenizer=tokenizer, template=template, max_length=spec.max_length, lora=lora).eval()
+    return HFCausalLM(model, tokenizer=tokenizer, template=template, max_length=spec.max_length).eval()
 
 
 def causal_lm(spec: LanguageSpec, load: Load) -> nn.Module:

@@ -19,6 +19,9 @@ OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)  # SigLIP and the Google ViTs
 
+# What an adapter gets by default: the attention projections, by transformers' names for those of CLIP and SigLIP, and of DINOv2 and ViT.
+CLIP_ATTENTION, VIT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj"), ("q_proj", "k_proj", "v_proj", "o_proj")
+
 
 @dataclass(frozen=True, kw_only=True)
 class VisionSpec:
@@ -42,6 +45,7 @@ class VisionSpec:
         aliases: Other names, among them Prismatic's.
         package: Optional pip package that `build` needs, or empty.
         parts: Names of the backbones that a fused one joins.
+        lora_targets: Names of the linear layers that an adapter gets by default (their last words), or `all-linear`.
     """
 
     build: Callable[["VisionSpec", Load], nn.Module]
@@ -61,6 +65,7 @@ class VisionSpec:
     aliases: tuple[str, ...] = ()
     package: str = ""
     parts: tuple[str, ...] = ()
+    lora_targets: tuple[str, ...] | str = "all-linear"
 
     @property
     def fill(self) -> tuple[int, int, int]:

@@ -3,7 +3,7 @@
 from torch import nn
 
 from vlm.backbones.loading import Load, load_transformers
-from vlm.backbones.vision.base import OPENAI_MEAN, OPENAI_STD, TransformersVision, VisionSpec
+from vlm.backbones.vision.base import CLIP_ATTENTION, OPENAI_MEAN, OPENAI_STD, TransformersVision, VisionSpec
 
 BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 16}
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14}
@@ -42,6 +42,7 @@ def _spec(size: dict[str, int], *, source: str, image_size: int, num_parameters:
         num_parameters=num_parameters,
         mean=OPENAI_MEAN,
         std=OPENAI_STD,
+        lora_targets=CLIP_ATTENTION,
         license="MIT",
         paper="arXiv:2103.00020",
         aliases=(alias,),

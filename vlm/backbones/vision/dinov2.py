@@ -7,7 +7,7 @@ by the patch convolution (384 px: 27 patches of 14).
 from torch import nn
 
 from vlm.backbones.loading import Load, load_transformers
-from vlm.backbones.vision.base import IMAGENET_MEAN, IMAGENET_STD, TransformersVision, VisionSpec
+from vlm.backbones.vision.base import IMAGENET_MEAN, IMAGENET_STD, VIT_ATTENTION, TransformersVision, VisionSpec
 
 LARGE = {
     "hidden_size": 1024,
@@ -38,6 +38,7 @@ def _spec(image_size: int, *, aliases: tuple[str, ...] = ()) -> VisionSpec:
         num_parameters=304_372_736,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+        lora_targets=VIT_ATTENTION,
         license="Apache-2.0",
         paper="arXiv:2304.07193, arXiv:2309.16588",
         aliases=aliases,

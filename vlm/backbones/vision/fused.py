@@ -88,7 +88,14 @@ def fused_spec(parts: Mapping[str, VisionSpec], *, aliases: tuple[str, ...] = ()
         aliases=aliases,
         package=next((spec.package for spec in specs if spec.package), ""),
         parts=tuple(parts),
+        lora_targets=_joined_targets(specs),
     )
+
+
+def _joined_targets(specs: Sequence[VisionSpec]) -> tuple[str, ...] | str:
+    """Every part's targets; `all-linear` if one of them wants that."""
+    targets = [spec.lora_targets for spec in specs]
+    return tuple(dict.fromkeys(name for names in targets for name in names)) if "all-linear" not in targets else "all-linear"
 
 
 def fused_by_names(names: str) -> VisionSpec:

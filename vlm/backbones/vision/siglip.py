@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from vlm.backbones.loading import Load, load_transformers
-from vlm.backbones.vision.base import TransformersVision, VisionSpec
+from vlm.backbones.vision.base import CLIP_ATTENTION, TransformersVision, VisionSpec
 
 BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 16}
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16, "patch_size": 14}
@@ -41,6 +41,7 @@ def _spec(
         num_patches=(image_size // size["patch_size"]) ** 2,
         num_parameters=num_parameters,
         resample=resample,
+        lora_targets=CLIP_ATTENTION,
         license="Apache-2.0",
         paper=paper,
         aliases=aliases,

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vlm.backbones.loading import REMEDY, Load, check_complete, require
+from vlm.backbones.lora import linear_layers
 from vlm.backbones.vision.base import Normalize, VisionSpec, position_of_layer
 from vlm.errors import CheckpointError, ConfigError, UnknownNameError
 
@@ -135,7 +136,13 @@ def timm_spec(name: str) -> VisionSpec:
         license=cfg.get("license") or f"see https://huggingface.co/timm/{name}",
         paper=cfg.get("paper_ids") or "doi:10.5281/zenodo.4414861",
         package="timm",
+        lora_targets=_attention_layers(skeleton.model),
     )
+
+
+def _attention_layers(model: nn.Module) -> tuple[str, ...] | str:
+    """What timm calls the projections of this model's attention; `all-linear` if it has none of that name."""
+    return tuple(sorted({name.split(".")[-1] for name in linear_layers(model) if ".attn." in name})) or "all-linear"
 
 
 def _timm(name: str) -> Any:
@@ -194,6 +201,7 @@ SPECS = {
         license="Apache-2.0",
         paper="arXiv:2106.10270",
         aliases=("in1k-vit-l",),
+        lora_targets=("qkv", "proj"),
         package="timm",
     ),
 }

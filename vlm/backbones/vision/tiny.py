@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vlm.backbones.loading import Load
-from vlm.backbones.vision.base import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD, VisionSpec
+from vlm.backbones.vision.base import CLIP_ATTENTION, IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD, VIT_ATTENTION, VisionSpec
 from vlm.backbones.vision.clip import clip
 from vlm.backbones.vision.dinov2 import dinov2
 from vlm.backbones.vision.fused import fused_spec
@@ -37,6 +37,7 @@ _siglip = VisionSpec(
     image_size=IMAGE_SIZE,
     num_patches=16,
     num_parameters=12_256,
+    lora_targets=CLIP_ATTENTION,
     license="none: random weights",
     paper="none: for tests",
 )
@@ -59,6 +60,7 @@ SPECS = {
         num_parameters=10_784,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+        lora_targets=VIT_ATTENTION,
     ),
 }
 SPECS["tiny-fused"] = replace(fused_spec({name: SPECS[name] for name in ("tiny-dinov2", "tiny-siglip")}), source=RANDOM)

@@ -6,7 +6,7 @@ Prismatic's `in1k-vit-l` is another training of the same architecture (AugReg, t
 from torch import nn
 
 from vlm.backbones.loading import Load, load_transformers
-from vlm.backbones.vision.base import TransformersVision, VisionSpec
+from vlm.backbones.vision.base import VIT_ATTENTION, TransformersVision, VisionSpec
 
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 16, "image_size": 224}
 
@@ -27,6 +27,7 @@ SPECS = {
         num_patches=196,
         num_parameters=303_301_632,
         resample="bilinear",
+        lora_targets=VIT_ATTENTION,
         license="Apache-2.0",
         paper="arXiv:2010.11929",
     ),
