@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from vlm.conf.schema import BatchPlan, LearningRates, LoRAConfig, StageConfig, TrackingConfig, VisionLanguageConfig
+from vlm.conf.schema import AssumeConfig, BatchPlan, LearningRates, LoRAConfig, StageConfig, TrackingConfig, VisionLanguageConfig
 from vlm.errors import ConfigError
 
 STAGE = StageConfig(name="x", dataset="x", lr=LearningRates(connector=1e-3))
@@ -91,3 +91,9 @@ def test_model_name_that_cannot_be_part_of_a_folder_name_is_refused(name):
 def test_impossible_adapter_is_refused(values):
     with pytest.raises(ConfigError, match="LoRA needs rank >= 0 and 0 <= dropout < 1"):
         LoRAConfig(**values)
+
+
+@pytest.mark.parametrize("values", [{"mfu": 0.0}, {"mfu": 40.0}, {"mfu": float("nan")}, {"text_tokens": 0}, {"num_devices": 0}])
+def test_impossible_assumption_is_refused(values):
+    with pytest.raises(ConfigError, match="--assume"):
+        AssumeConfig(**values)
