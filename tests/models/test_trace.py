@@ -70,6 +70,13 @@ def test_a_frozen_tower_keeps_nothing():
     assert all(call.input_gradient == call.weight_gradient == 0 for call in traced.calls if call.part == "vision")
 
 
+def test_gradients_of_grouped_convolutions_cost_what_their_forward_pass_costs():
+    model = skeleton(VisionLanguageConfig(vision="efficientnet-lite0-64", language="tiny-llama"), precision="fp32", trained=("vision",))
+    first, *others = [call for call in trace(model, SHAPE).calls if call.part == "vision"]
+    assert (first.input_gradient, first.weight_gradient) == (0, first.forward)  # pixels have no gradient
+    assert all(call.input_gradient == call.weight_gradient == call.forward > 0 for call in others)
+
+
 def test_a_frozen_language_model_has_gradients_of_inputs_alone():
     traced = trace(skeleton(VisionLanguageConfig(vision="tiny-siglip", language="tiny-phi"), precision="fp32", trained=("connector",)), SHAPE)
     calls = [call for call in traced.calls if call.part in ("language", "head") and not call.is_attention]

@@ -1,6 +1,7 @@
 import resource
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,9 @@ def assumed(name: str, **values) -> TrainConfig:
 
 
 def check(name: str) -> DryRun:
+    started = time.process_time()
     run = dry_run(PRESETS[name])
+    assert time.process_time() - started < MAX_SECONDS
     text = "\n".join(describe(run))
     assert all(word in text for word in ("trained", "Tokens a sample", "TFLOP a step", "weights", "optimizer", "activations", "Steps", "Time"))
     assert run.useful <= sum(run.flops.values())

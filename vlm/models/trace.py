@@ -292,7 +292,11 @@ def _product(part: str, func: Callable[..., Any], args: Sequence[Any], kwargs: d
 
 
 def _convolution(part: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
-    """A convolution, counted as a product for each output pixel; padding is counted as if it were picture."""
+    """A convolution, counted as a product for each output pixel; padding is counted as if it were picture.
+
+    The gradient of the weights of a grouped one costs as much as its forward pass, too. torch 2.15's counter takes it for a dense one there, so for a
+    CNN that is trained it counts more.
+    """
     image, weight = args[0], args[1]
     with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
         out = func(*args, **kwargs)
