@@ -49,3 +49,26 @@ def test_error_lists_no_names_where_there_are_none():
 def test_typo_names_the_nearest_and_all_known(package):
     with pytest.raises(UnknownNameError, match=r"No part named 'oen'\. Did you mean .*'one'.* Known: any:<thing>, one, uno\."):
         Registry("parts_for_test", kind="part")["oen"]
+
+
+def test_other_names_of_specs_without_such_a_field_stand_in_the_module(package):
+    (package / "two.py").write_text("'''Numbers.\n\nMore.\n'''\nSPECS = {'zwei': 2, 'drei': 3}\nALIASES = {'two': 'zwei'}\n")
+    registry = Registry("parts_for_test", kind="part")
+    assert registry["two"] == 2
+    assert "two" not in list(registry)
+    assert registry.aliases_of("zwei") == ("two",)
+    assert registry.aliases_of("one") == ("uno",)
+    assert registry.families == {"parts_for_test.one": ("one",), "Numbers.": ("zwei", "drei")}
+
+
+@pytest.mark.parametrize(
+    ("aliases", "message"),
+    [
+        ({"two": "tow"}, "parts_for_test.two has an alias for the part 'tow', which it does not declare"),
+        ({"uno": "zwei"}, "part 'uno' is declared by both parts_for_test.one and parts_for_test.two"),
+    ],
+)
+def test_alias_of_nothing_and_alias_that_is_taken_are_refused(package, aliases, message):
+    (package / "two.py").write_text(f"SPECS = {{'zwei': 2}}\nALIASES = {aliases}\n")
+    with pytest.raises(ValueError, match=message):
+        list(Registry("parts_for_test", kind="part"))

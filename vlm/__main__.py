@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from vlm.errors import UnknownNameError, VLMError
+from vlm.errors import Preempted, UnknownNameError, VLMError
 
 COMMANDS = {
     "demo": "Prepare real data, train a small model in two stages, evaluate it, write a report.",
@@ -23,7 +23,7 @@ SECONDS_FOR_RANK_0 = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand and return the exit code: 0, 2 for an error that the user can mend, 130 when interrupted."""
+    """Run a subcommand and return the exit code: 0, 2 for an error that the user can mend, 130 when interrupted, 143 when told to end."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -49,6 +49,9 @@ def run_command(name: str, argv: Sequence[str]) -> int:
         if name not in COMMANDS:
             raise UnknownNameError("command", name, COMMANDS)
         return importlib.import_module(f"vlm.commands.{name}").main(argv) or 0
+    except Preempted as stop:
+        _report(f"vlm {name}: {stop}")
+        return 143  # 128 + SIGTERM, as schedulers expect
     except VLMError as error:
         if debug:
             raise

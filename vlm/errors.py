@@ -41,6 +41,10 @@ class CheckpointError(VLMError):
     """Weights that are missing, of other parts than stated, or of another shape."""
 
 
+class Preempted(VLMError):
+    """A run that was told to stop, and has saved where it stands."""
+
+
 class MissingPackageError(VLMError):
     """An optional package that is not installed."""
 

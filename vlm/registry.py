@@ -18,7 +18,8 @@ class Registry(Mapping[str, Spec], Generic[Spec]):
     """A mapping from names to the specs that the modules of a package declare.
 
     A module may declare `SPECS: dict[str, Spec]`, and `OPEN_SPECS: dict[str, Callable[[str], Spec]]` for families of names that are not listed:
-    `{"timm:<name>": f}` answers `timm:resnet50` with `f("resnet50")`; what stands behind the colon is for readers. A spec may have `aliases`, other names for the same entry.
+    `{"timm:<name>": f}` answers `timm:resnet50` with `f("resnet50")`; what stands behind the colon is for readers. Other names for an entry stand in its
+    spec's `aliases`, or in the module's `ALIASES: dict[str, str]`, other name to registered name, where specs have no such field.
     """
 
     def __init__(self, package: str, *, kind: str):
@@ -37,15 +38,28 @@ class Registry(Mapping[str, Spec], Generic[Spec]):
         openers: dict[str, Callable[[str], Spec]] = {}
         aliases: dict[str, str] = {}
         for module in self._modules():
-            for name, spec in getattr(module, "SPECS", {}).items():
-                for key in (name, *getattr(spec, "aliases", ())):
-                    if key in owner:
-                        raise ValueError(f"{self.kind} {key!r} is declared by both {owner[key]} and {module.__name__}.")
-                    owner[key] = module.__name__
-                    aliases[key] = name
-                specs[name] = spec
+            own = getattr(module, "SPECS", {})
+            others = [(key, name) for name, spec in own.items() for key in (name, *getattr(spec, "aliases", ()))]
+            for key, name in [*others, *getattr(module, "ALIASES", {}).items()]:
+                if key in owner:
+                    raise ValueError(f"{self.kind} {key!r} is declared by both {owner[key]} and {module.__name__}.")
+                if name not in own:
+                    raise ValueError(f"{module.__name__} has an alias for the {self.kind} {name!r}, which it does not declare.")
+                owner[key] = module.__name__
+                aliases[key] = name
+            specs |= own
             openers |= getattr(module, "OPEN_SPECS", {})
         return specs, aliases, openers
+
+    @cached_property
+    def families(self) -> dict[str, tuple[str, ...]]:
+        """Registered names of each module in the order of its `SPECS`, under the first line of its docstring."""
+        declared = [(module, tuple(getattr(module, "SPECS", {}))) for module in self._modules()]
+        return {(module.__doc__ or module.__name__).strip().splitlines()[0]: names for module, names in declared if names}
+
+    def aliases_of(self, name: str) -> tuple[str, ...]:
+        """Other names of a registered entry."""
+        return tuple(alias for alias, registered in self._tables[1].items() if registered == name != alias)
 
     def _modules(self) -> Iterator[Any]:
         path = importlib.import_module(self.package).__path__

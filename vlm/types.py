@@ -124,6 +124,7 @@ class ChatBatch:
         sources: Number of the source of each document; None where all are from one.
         samples_by_source: Conversations from each source; empty where all are from one.
         position: Where the stream of rows goes on after the step that this batch belongs to: epoch, window, row. Empty outside of training.
+        samples: Number of each conversation in its data. Empty outside of training.
     """
 
     ids: Int[Tensor, "B T"]
@@ -136,6 +137,7 @@ class ChatBatch:
     sources: Int[Tensor, " documents"] | None = None
     samples_by_source: tuple[int, ...] = ()
     position: tuple[int, ...] = ()
+    samples: tuple[int, ...] = ()
 
     @cached_property
     def targets(self) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:

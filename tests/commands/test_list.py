@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -16,7 +17,23 @@ KINDS = {"vision": VISION, "language": LANGUAGE, "connectors": CONNECTORS, "data
 def test_table_names_every_entry(kind, capsys):
     assert main(["list", kind]) == 0
     said = capsys.readouterr().out
+    said += " ".join(written_out(said))
     assert [name for name in KINDS[kind] if name not in said] == []
+
+
+def written_out(said: str) -> list[str]:
+    """Presets of rows like `tiny/{align,finetune}`."""
+    return [f"{model}/{stage}" for model, stages in re.findall(r"(\S+)/\{(\S+)\}", said) for stage in stages.split(",")]
+
+
+def test_presets_are_listed_by_model_below_their_source(capsys):
+    assert main(["list", "presets"]) == 0
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) < 100
+    assert re.search(r"\n\nLLaVA 1.5 \(Liu et al. 2023.*\nllava-1.5-7b/\{align,finetune\}  +clip-l14-336 +mlp2x-gelu +vicuna-1.5-7b +pad ", said)
+    assert re.search(r"\ntrain-1.25-epochs-7b/finetune .* 6,500 steps +connector, language\n", said)
+    assert re.search(r"\nphi2-siglip-b16/\{align,finetune\} .* llava-lvis4v-lrv +1 +connector, rank-8 adapter\n", said)
+    assert re.search(r"\nfull-ft-one-stage-7b/finetune .* vision, connector, language\n", said)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +55,8 @@ def test_json_has_every_kind_and_entry(capsys):
     assert {*KINDS, "templates"} <= listed.keys()
     for kind, registry in KINDS.items():
         assert {row["name"] for row in listed[kind]} == set(registry)
+    (one_stage,) = [row for row in listed["presets"] if row["name"] == "one-stage-7b/finetune"]
+    assert one_stage["aliases"] == ["one-stage+7b/finetune"]
     assert {"ran_with_real_weights", "license", "source", "parameters"} <= listed["vision"][0].keys()
 
 

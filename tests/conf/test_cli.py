@@ -50,6 +50,11 @@ def test_stored_config_is_a_start_like_a_preset(tmp_path):
     assert parse(str(path), "--seed", "9").seed == 9
 
 
+def test_other_name_of_a_preset_is_the_preset_and_names_no_folder():
+    assert parse("one-stage+7b/finetune") == PRESETS["one-stage-7b/finetune"]
+    assert parse("one-stage+7b/finetune", "--seed", "8").run_id == "one-stage-7b+finetune+x8"
+
+
 def test_typo_in_a_preset_gets_the_nearest_names():
     with pytest.raises(UnknownNameError, match=r"No preset named 'tiny/algin'. Did you mean 'tiny/align'"):
         parse("tiny/algin")
@@ -82,6 +87,7 @@ def test_help_without_a_preset_names_the_presets(capsys):
         parse("--help")
     assert stop.value.code == 0
     said = capsys.readouterr().out
+    said += " ".join(f"{model}/{stage}" for model, stages in re.findall(r"(\S+)/\{(\S+)\}", said) for stage in stages.split(","))
     assert [name for name in PRESETS if name not in said] == []
 
 

@@ -164,7 +164,7 @@ def test_full_disk_while_saving_is_one_line(fails, monkeypatch):
 def test_existing_run_gets_the_ways_out(fails, tiny, tmp_path):
     vlm.train(tiny("align", max_steps=1))
     line = fails(*ALIGN, "--run-root", tmp_path / "runs")
-    assert "exists. Use --overwrite to delete it, another --seed, or another --model.name." in line
+    assert "exists. Use --resume auto to go on with it, --overwrite to delete it, another --seed, or another --model.name." in line
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from vlm.backbones.language import LANGUAGE
+from vlm.backbones.vision import VISION
 from vlm.conf.presets import PRESETS
 from vlm.conf.schema import LearningRates, LoRAConfig, LoRATowers, StageConfig, TrainConfig, VisionLanguageConfig
 from vlm.models.build import build, skeleton
@@ -16,10 +18,12 @@ TEXT, LABELS = 90, 30
 
 
 def composition(name: str) -> tuple:
-    """What FLOPs depend on; presets that agree in it are counted once."""
+    """What FLOPs depend on; presets that agree in it are counted once, Vicuna and Llama 2 among them."""
     config = PRESETS[name]
     model = config.model
-    return model.vision, model.connector, model.language, model.feature_layer, config.stage.lr.trained, model.lora
+    vision, language = VISION[model.vision], LANGUAGE[model.language]
+    sizes = vision.parts, str(vision.architecture), vision.num_patches, str(language.architecture)
+    return *sizes, model.connector, model.feature_layer, config.stage.lr.trained, model.lora
 
 
 DISTINCT = sorted({composition(name): name for name in reversed(list(PRESETS))}.values())

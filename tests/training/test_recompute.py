@@ -3,6 +3,7 @@ import torch
 from tiny_data import losses
 
 import vlm
+from vlm.conf.schema import LearningRates
 from vlm.models.build import build
 from vlm.training.recompute import recompute
 from vlm.types import Documents
@@ -11,7 +12,14 @@ from vlm.types import Documents
 @pytest.mark.parametrize("stage", ["align", "finetune"])
 def test_gradient_checkpointing_gives_equal_losses(tiny, stage):
     plain = losses(vlm.train(tiny(stage)))
-    assert losses(vlm.train(tiny(stage, gradient_checkpointing=True, overwrite=True))) == plain
+    assert losses(vlm.train(tiny(stage, gradient_checkpointing=("language",), overwrite=True))) == plain
+
+
+def test_each_tower_is_recomputed_on_its_own(tiny):
+    rates = LearningRates(vision=1e-3, connector=1e-3, language=1e-3)
+    plain = losses(vlm.train(tiny("finetune", lr=rates)))
+    for parts in (("vision",), ("vision", "language")):
+        assert losses(vlm.train(tiny("finetune", lr=rates, gradient_checkpointing=parts, overwrite=True))) == plain
 
 
 def test_blocks_of_a_frozen_model_in_evaluation_mode_are_computed_twice(tiny):

@@ -30,7 +30,7 @@ def test_folder_without_a_config_of_ours_is_refused(tiny, contents):
     config.run_dir.mkdir(parents=True)
     for name, text in contents.items():
         (config.run_dir / name).write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"exists. Use --overwrite"):
+    with pytest.raises(ConfigError, match=r"exists. Use --resume auto"):
         run_folder.check(config)
 
 
@@ -41,7 +41,7 @@ def test_folder_with_more_than_a_config_is_in_use(tiny, left):
     (folder / "metrics.jsonl").touch()
     run_folder.check(config)
     (folder / left).mkdir() if left.endswith("/") else (folder / left).write_text('{"step": 1}', encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"exists. Use --overwrite"):
+    with pytest.raises(ConfigError, match=r"exists. Use --resume auto"):
         run_folder.check(config)
 
 

@@ -22,7 +22,8 @@ def files(folder):
 def test_run_folder_holds_config_metrics_and_checkpoints(tiny, tmp_path):
     run_dir = vlm.train(tiny("align", max_steps=4, checkpoint_every=2))
     assert run_dir == tmp_path / "runs" / "tiny+align+x7"
-    steps = [f"checkpoints/step-{step:06d}/{name}" for step in (2, 4) for name in ("model.json", "weights.safetensors")]
+    names = ("model.json", "weights.safetensors", "run.json", "files.json", "state/.metadata", "state/__0_0.distcp")
+    steps = [f"checkpoints/step-{step:06d}/{name}" for step in (2, 4) for name in names]
     assert files(run_dir) == {"config.json", "metrics.jsonl", *steps}
     manifest = json.loads((run_dir / "checkpoints" / "step-000004" / "model.json").read_text(encoding="utf-8"))
     assert manifest["format_version"] == 1
@@ -34,7 +35,7 @@ def test_run_folder_holds_config_metrics_and_checkpoints(tiny, tmp_path):
 def test_existing_run_folder_is_refused_unless_overwrite(tiny):
     run_dir = vlm.train(tiny("align", max_steps=1))
     (run_dir / "notes.txt").write_text("x", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"Run folder .*tiny\+align\+x7 exists. Use --overwrite"):
+    with pytest.raises(ConfigError, match=r"Run folder .*tiny\+align\+x7 exists. Use --resume auto"):
         vlm.train(tiny("align", max_steps=1))
     assert (run_dir / "notes.txt").exists()
     vlm.train(tiny("align", max_steps=1, overwrite=True))

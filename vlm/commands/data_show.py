@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vlm.conf.cli import Positional, parse
+from vlm.conf.overview import presets_in_words
 from vlm.conf.presets import PRESETS
 from vlm.conf.schema import TrainConfig, VisionLanguageConfig
 from vlm.errors import ConfigError
@@ -123,7 +124,7 @@ def _preset(argv: Sequence[str]) -> TrainConfig:
         return PRESETS[named[-1]]
     if {"-h", "--help"} & set(argv):
         return PRESETS["tiny/align"]
-    raise ConfigError(f"Say for which model: `vlm data show DATASET --preset PRESET`. Presets: {', '.join(PRESETS)}.")
+    raise ConfigError(f"Say for which model: `vlm data show DATASET --preset PRESET`. Presets: {presets_in_words()}.")
 
 
 def _encoder(arguments: Arguments) -> "Encoder":

@@ -33,7 +33,20 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(listed, indent=2))
         return
     for kind, rows in listed.items():
-        _print_table(kind, rows, open_names(kind))
+        if kind in PRINTERS:
+            PRINTERS[kind]()
+        else:
+            _print_table(kind, rows, open_names(kind))
+
+
+def _print_presets() -> None:
+    from vlm.conf.overview import table
+
+    header, *lines = table()
+    print("\n".join(["presets", "", header, *lines, "", "A model's last stage is shown; all of a preset: vlm inspect PRESET"]))
+
+
+PRINTERS = {"presets": _print_presets}  # kinds that have a better form than a row for each entry
 
 
 def _print_table(kind: str, rows: list[dict[str, Any]], open_names: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from vlm.conf.overview import families, presets_in_words
 from vlm.conf.presets import PRESETS
 from vlm.conf.schema import TrainConfig
 from vlm.conf.serialize import read_config
@@ -34,7 +35,7 @@ def parse_train(argv: Sequence[str], *, prog: str) -> TrainConfig:
         if {"-h", "--help"} & set(argv):
             _print_preset_help(prog)
             sys.exit(0)
-        raise ConfigError(f"Say which run: `{prog} PRESET [overrides]`. Presets: {', '.join(PRESETS)}.")
+        raise ConfigError(f"Say which run: `{prog} PRESET [overrides]`. Presets: {presets_in_words()}.")
     base, *overrides = argv
     default = read_config(Path(base), TrainConfig) if base.endswith(".json") else PRESETS[base]
     description = f"Settings of {base}; each can be overridden. A composition of your own: start from any preset and name other parts."
@@ -53,9 +54,11 @@ def _rename_if_recomposed(config: TrainConfig, default: TrainConfig) -> TrainCon
 
 def _print_preset_help(prog: str) -> None:
     print(f"usage: {prog} PRESET [overrides]\n       {prog} runs/<run>/config.json [overrides]\n\npresets:")
-    for name in PRESETS:
-        model = PRESETS[name].model
-        print(f"  {name:32} {model.vision} + {model.connector} + {model.language}")
+    for heading, models in families().items():
+        print(f"\n{heading}")
+        for model in models:
+            parts = model.configs[0].model
+            print(f"  {model.name:48} {parts.vision} + {parts.connector} + {parts.language}")
     print(f"\nAll settings of a preset: {prog} PRESET --help")
 
 

@@ -5,7 +5,7 @@ from vlm.conf.schema import AssumeConfig, LoRAConfig, StageConfig, TrackingConfi
 
 def idle_settings(config: TrainConfig) -> list[str]:
     """A sentence for each setting that differs from its default and changes nothing in this run."""
-    return [*_stage(config.stage), *_tracking(config), *_parts(config)]
+    return [*_stage(config.stage), *_checkpoints(config), *_tracking(config), *_parts(config)]
 
 
 def _stage(stage: StageConfig) -> list[str]:
@@ -20,6 +20,17 @@ def _stage(stage: StageConfig) -> list[str]:
         said.append("--stage.mixture-by tokens has no effect: --stage.dataset states no shares.")
     if stage.max_steps is not None and stage.epochs != StageConfig.epochs:
         said.append(f"--stage.epochs has no effect: --stage.max-steps {stage.max_steps} says how long the stage is.")
+    if "vision" in stage.gradient_checkpointing and stage.lr.vision is None:
+        said.append("--stage.gradient-checkpointing vision has no effect: the vision backbone is frozen, and keeps no activations.")
+    return said
+
+
+def _checkpoints(config: TrainConfig) -> list[str]:
+    said = []
+    if config.keep_every is not None and config.keep_last is None:
+        said.append("--keep-every has no effect without --keep-last: all checkpoints stay.")
+    if config.keep_last is not None and config.checkpoint_every is None:
+        said.append("--keep-last has no effect without --checkpoint-every: there is one checkpoint, at the end.")
     return said
 
 

@@ -146,6 +146,8 @@ class StageConfig:
     """Passes over the data, may be a fraction; ignored where --stage.max-steps is set."""
     max_steps: int | None = None
     """Optimizer steps; None: as --stage.epochs says."""
+    max_time: float | None = None
+    """Hours of training, resumed runs counted together; then a checkpoint is written and the run ends, whatever the schedule says. None: no limit."""
     max_length: int | None = None
     """Longest sequence in tokens, image tokens included; None: the language model's context."""
     warmup_ratio: float = 0.03
@@ -164,8 +166,8 @@ class StageConfig:
     """Largest norm of the whole gradient; None: no clipping."""
     num_workers: int = 2
     """Processes that read and decode data, for each device; 0: the training process does it."""
-    gradient_checkpointing: bool = False
-    """Recompute the language model's activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: tuple[Literal["vision", "language"], ...] = ()
+    """Parts whose activations are computed again in the backward pass: less memory, about a third more time. Of a frozen vision backbone none are kept anyway."""
 
     def __post_init__(self) -> None:
         if self.global_batch_size < 1 or self.per_device_batch_size < 1:
@@ -177,6 +179,8 @@ class StageConfig:
         _check_at_least(0, "stage", num_workers=self.num_workers, weight_decay=self.weight_decay)
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"--stage.clip-norm is {self.clip_norm}; it must be positive, and None means no clipping.")
+        if self.max_time is not None and not 0 < self.max_time < math.inf:
+            raise ConfigError(f"--stage.max-time is {self.max_time}; it is a positive number of hours, or None.")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"--stage.betas is {self.betas}; each must be at least 0 and below 1.")
         if self.max_steps is None and not 0 < self.epochs < math.inf:
@@ -250,16 +254,28 @@ class TrainConfig:
     """Folder of the run folders."""
     checkpoint_every: int | None = None
     """Optimizer steps between two checkpoints; None: one at the end."""
+    keep_last: int | None = None
+    """Latest checkpoints that stay on disk; None: all."""
+    keep_every: int | None = None
+    """With --keep-last: checkpoints at multiples of so many steps stay as well."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is not a number ends the run, or changes no weight and is left out; both are written to incidents.jsonl."""
+    resume: str = ""
+    """`auto`: go on from the run folder's latest whole checkpoint, or start if there is none; or a checkpoint folder of this run. Empty: start."""
     overwrite: bool = False
-    """Delete the run folder if it exists; without it, an existing one is refused."""
+    """Delete the run folder if it exists; without it (or --resume), an existing one is refused."""
     dry_run: bool = False
     """Train nothing: print parameters, tokens, FLOPs, memory, steps and expected time of the run. Needs neither weights nor data nor a network."""
     assume: AssumeConfig = AssumeConfig()
     """What --dry-run takes for granted."""
 
     def __post_init__(self) -> None:
-        if self.checkpoint_every is not None and self.checkpoint_every < 1:
-            raise ConfigError(f"--checkpoint-every is {self.checkpoint_every}; at least 1, or None.")
+        for name in ("checkpoint_every", "keep_last", "keep_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}; at least 1, or None.")
+        if self.resume and self.overwrite:
+            raise ConfigError("--resume goes on with a run and --overwrite deletes it. Give one of them.")
         if self.seed < 0:
             raise ConfigError(f"--seed is {self.seed}; at least 0.")
 

@@ -4,11 +4,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from vlm.types import World
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(days=2)  # for what only one rank does: counting the tokens of a huge dataset, writing a checkpoint to a slow disk
 
@@ -31,10 +33,35 @@ def sum_lists_over_ranks(values: Sequence[float | int], world: World) -> list[fl
     return total.tolist()
 
 
+def any_rank(value: bool, world: World) -> bool:
+    """True if it is true on any rank."""
+    return sum_over_ranks(int(value), world) > 0
+
+
+def gather(value: T, world: World, group: Any = None) -> list[T]:
+    """The values of all ranks, on every rank, in the order of the ranks.
+
+    Args:
+        value: What this rank has; anything that can be pickled.
+        world: The processes of this run.
+        group: A `patient_group`, by which alone a background thread may speak to other ranks.
+    """
+    if world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size
+    torch.distributed.all_gather_object(values, value, group=group or patient_group())
+    return values
+
+
+def from_main(value: T, world: World) -> T:
+    """The main process's value, on every rank."""
+    return gather(value, world)[0]
+
+
 def wait_for_all(world: World) -> None:
     """Return when every rank has come here, even if one works alone for hours: on a group of its own, because others stop waiting after minutes."""
     if world.size > 1:
-        torch.distributed.barrier(_patient_group())
+        torch.distributed.barrier(patient_group())
 
 
 @contextmanager
@@ -49,5 +76,8 @@ def main_first(world: World) -> Iterator[None]:
 
 
 @cache
-def _patient_group() -> Any:
-    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+def patient_group(name: str = "") -> Any:
+    """A group of all ranks that waits for days; None in a run of one process. All ranks must ask for a new name at the same time."""
+    if not torch.distributed.is_initialized():
+        return None
+    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE, group_desc=name or "patient")

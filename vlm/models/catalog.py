@@ -13,6 +13,7 @@ from vlm.backbones.language.lora import LoRAOptions, add_lora
 from vlm.backbones.loading import Load
 from vlm.backbones.text import TEXT
 from vlm.backbones.vision import VISION
+from vlm.conf.overview import families, is_large
 from vlm.conf.presets import PRESETS
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.connectors import CONNECTORS
@@ -76,9 +77,15 @@ def _datasets() -> list[dict[str, Any]]:
 def _presets() -> list[dict[str, Any]]:
     def row(name: str, config: Any) -> dict[str, Any]:
         model = config.model
-        return {"name": name, "vision": model.vision, "connector": model.connector, "language": model.language, "dataset": config.stage.dataset}
+        parts = {"vision": model.vision, "connector": model.connector, "language": model.language}
+        return {"name": name, **parts, "dataset": config.stage.dataset, "aliases": list(PRESETS.aliases_of(name))}
 
     return [row(name, config) for name, config in PRESETS.items()]
+
+
+def _models() -> list[dict[str, Any]]:
+    """The presets, a row for each model, without large families."""
+    return [model.row() for models in families().values() if not is_large(models) for model in models]
 
 
 LISTERS: dict[str, Callable[[], list[dict[str, Any]]]] = {
@@ -274,11 +281,13 @@ def tree(module: nn.Module, path: str, *, depth: int = TREE_DEPTH) -> list[tuple
 def markdown(columns_left_out: frozenset[str] = frozenset({"source", "license", "answer"})) -> str:
     """The tables of README.md: what can be composed, as Markdown."""
     sections = []
-    for kind in ("vision", "language", "text", "connectors", "presets"):
-        rows = [{column: value for column, value in row.items() if column not in columns_left_out} for row in LISTERS[kind]()]
+    listed = {kind: LISTERS[kind]() for kind in ("vision", "language", "text", "connectors")} | {"presets": _models()}
+    for kind, entries in listed.items():
+        rows = [{column: value for column, value in row.items() if column not in columns_left_out} for row in entries]
         header = [column.replace("_", " ") for column in rows[0]]
         lines = [header, ["---"] * len(header), *([_markdown_cell(column, value) for column, value in row.items()] for row in rows)]
         sections.append("\n".join([f"**{kind}**", "", *(f"| {' | '.join(line)} |" for line in lines)]))
+    sections += [f"{heading.rstrip('.')} (`vlm list presets`)." for heading, models in families().items() if is_large(models)]
     return "\n\n".join(sections) + "\n"
 
 

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -90,26 +91,38 @@ def _stride(size: int) -> int:
     return next(step for step in count(max(1, size // VALUES_PER_TENSOR)) if math.gcd(step, size) == 1)
 
 
+def model_values(model: VisionLanguageModel, config: VisionLanguageConfig) -> dict[str, Any]:
+    """The contents of `model.json`. Frozen parts do not change, so a run may ask once."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": "vision-language",
+        "config": to_dict(config),
+        "stored": sorted({name.split(".")[0] for name in trained_state(model)}),
+        "fingerprints": {part: fingerprint(getattr(model, part)) for part in PARTS if part not in model.altered},
+    }
+
+
+def write_model(state: Mapping[str, Tensor], values: Mapping[str, Any], folder: Path) -> None:
+    """Write `weights.safetensors` and `model.json` into a folder that exists.
+
+    Raises:
+        OSError, SafetensorError: If the folder cannot be written (permission, full disk).
+    """
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
+    (folder / MODEL).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
 def save(model: VisionLanguageModel, config: VisionLanguageConfig, folder: Path) -> None:
     """Write a checkpoint under a temporary name, then rename it; one that is there is replaced.
 
     Raises:
         CheckpointError: If the folder cannot be written (permission, full disk).
     """
-    state = {name: tensor.contiguous() for name, tensor in trained_state(model).items()}
-    values = {
-        "format_version": FORMAT_VERSION,
-        "kind": "vision-language",
-        "config": to_dict(config),
-        "stored": sorted({name.split(".")[0] for name in state}),
-        "fingerprints": {part: fingerprint(getattr(model, part)) for part in PARTS if part not in model.altered},
-    }
     building = folder.with_name(folder.name + ".tmp")
     try:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        save_file(state, building / WEIGHTS)
-        (building / MODEL).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_model(trained_state(model), model_values(model, config), building)
         if folder.exists():
             shutil.rmtree(folder)
         building.rename(folder)

@@ -23,7 +23,6 @@ from vlm.models.flops import PARTS as COUNTED_PARTS
 from vlm.models.trace import Shape, trace
 from vlm.models.vision_language import PARTS, VisionLanguageModel
 from vlm.training.memory import Memory, memory_of
-from vlm.training.meter import recomputed_parts
 from vlm.training.peak import Peak, named_peak, peak_of
 from vlm.training.start import freeze_unused
 
@@ -99,7 +98,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     model = skeleton(config.model, precision=precision, trained=stage.lr.trained)
     freeze_unused(model)
     row = _row(config, model)
-    recomputed = recomputed_parts(stage)
+    recomputed = stage.gradient_checkpointing
     micro_batch = Shape(plan.per_device, tiles=row.samples, text=row.samples * row.text_tokens, labels=row.samples * row.text_tokens)
     traced = trace(model, micro_batch, autocast=precision == "bf16-mixed")
     flops, work = FlopModel.of(model, recomputed=recomputed), _work(row, stage.global_batch_size)
@@ -220,7 +219,7 @@ def _flops_lines(run: DryRun) -> list[str]:
 
 def _memory_lines(run: DryRun) -> list[str]:
     rows = [[kind, f"{size / GIB:.2f}"] for kind, size in vars(run.memory).items()]
-    checkpointed = ", ".join(recomputed_parts(run.config.stage)) or "none"
+    checkpointed = ", ".join(run.config.stage.gradient_checkpointing) or "none"
     return [
         f"Memory of each device in GiB: {run.precision}, every device with all weights, gradient checkpointing: {checkpointed}; kernels' buffers come on top:",
         *_table(["kind", "GiB"], [*rows, ["total", f"{run.memory.total / GIB:.2f}"]]),

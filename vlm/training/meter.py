@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vlm.conf.schema import StageConfig, TrainConfig
+from vlm.conf.schema import TrainConfig
 from vlm.distributed.collectives import sum_lists_over_ranks
 from vlm.models.build import skeleton
 from vlm.models.flops import FlopModel, Work
@@ -113,9 +113,4 @@ def make_meter(config: TrainConfig, *, precision: str, world: World) -> Meter:
     peak = peak_of(world.device, torch.float32 if precision == "fp32" else torch.bfloat16)
     if world.is_main:
         log.info("mfu: share of %.4g TFLOP/s a device, %s", peak.flops_per_second / 1e12, peak.origin)
-    return Meter(FlopModel.of(model, recomputed=recomputed_parts(config.stage)), peak=peak, world=world)
-
-
-def recomputed_parts(stage: StageConfig) -> tuple[str, ...]:
-    """Parts whose blocks are computed again in the backward pass."""
-    return ("language",) if stage.gradient_checkpointing else ()
+    return Meter(FlopModel.of(model, recomputed=config.stage.gradient_checkpointing), peak=peak, world=world)

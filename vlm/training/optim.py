@@ -1,11 +1,10 @@
 """Learning-rate tables to AdamW groups and schedules. A stage is nothing but such a table: parts without a rate are frozen."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from vlm.conf.schema import StageConfig
 from vlm.errors import ConfigError
@@ -29,9 +28,11 @@ def make_optimizer(model: nn.Module, stage: StageConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=stage.betas)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, stage: StageConfig, num_steps: int) -> LambdaLR:
-    """The stage's schedule, as a factor on every group's peak rate."""
-    return LambdaLR(optimizer, lambda step: rate_factor(step, stage, num_steps))
+def set_rates(optimizer: torch.optim.Optimizer, stage: StageConfig, step: int, num_steps: int) -> None:
+    """Set the rates of a step, counted from 1. They depend on the step alone, so a resumed run needs no scheduler's state."""
+    factor = rate_factor(step - 1, stage, num_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = getattr(stage.lr, group["part"]) * factor
 
 
 def rate_factor(step: int, stage: StageConfig, num_steps: int) -> float:
@@ -58,3 +59,17 @@ DECAYS = {
 def rates_by_part(optimizer: torch.optim.Optimizer) -> Mapping[str, float]:
     """Current learning rate of each part."""
     return {group["part"]: group["lr"] for group in optimizer.param_groups}
+
+
+def norms_by_part(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Norm of the gradient of each part's trained weights; not finite where a value is not."""
+    grads: dict[str, list[torch.Tensor]] = {}
+    for group in optimizer.param_groups:
+        grads.setdefault(group["part"], []).extend(weight.grad for weight in group["params"] if weight.grad is not None)
+    return {part: nn.utils.get_total_norm(tensors).item() for part, tensors in grads.items()}
+
+
+def clip_by_norm(weights: Iterable[nn.Parameter], norm: float, largest: float | None) -> None:
+    """Scale the gradients so that their norm, which is given, is `largest` at most; None: they stay (Pascanu et al. 2013, arXiv:1211.5063)."""
+    if largest is not None:
+        nn.utils.clip_grads_with_norm_(weights, largest, torch.tensor(norm))

@@ -17,13 +17,16 @@ def check(config: TrainConfig) -> None:
     """Refuse a run folder that is in use, or that could not be made; one that a run left before its first step is named, for `create` replaces it.
 
     Raises:
-        ConfigError: If it exists with more than a config of ours, and the config does not say overwrite; or if the run root cannot be
-            written.
+        ConfigError: If it exists with more than a config of ours, and the config says neither overwrite nor resume; or if the run root cannot
+            be written.
     """
+    resumes = bool(config.resume) and (config.run_dir / "config.json").is_file()
     if is_abandoned(config.run_dir) and not config.overwrite:
         log.info("run folder %s is of a run that ended before its first step: it is replaced", config.run_dir)
-    elif config.run_dir.exists() and not config.overwrite:
-        raise ConfigError(f"Run folder {config.run_dir} exists. Use --overwrite to delete it, another --seed, or another --model.name.")
+    elif config.run_dir.exists() and not (config.overwrite or resumes):
+        raise ConfigError(
+            f"Run folder {config.run_dir} exists. Use --resume auto to go on with it, --overwrite to delete it, another --seed, or another --model.name."
+        )
     try:
         config.run_root.mkdir(parents=True, exist_ok=True)
         Path(tempfile.mkdtemp(prefix=".writable.", suffix=".tmp", dir=config.run_root)).rmdir()
@@ -32,16 +35,19 @@ def check(config: TrainConfig) -> None:
 
 
 def is_abandoned(folder: Path) -> bool:
-    """True if a run made this folder and failed before its first step: nothing is in it but the config. A run at work has metrics already."""
+    """True if a run made this folder and failed before its first step: nothing is in it but the config, or not even that."""
+    if not (folder / "checkpoints").is_dir():
+        return False
+    contents = {path.name for path in folder.rglob("*") if path.is_dir() or path.stat().st_size}
     try:
-        ours = read_config(folder / "config.json", TrainConfig).run_id == folder.name
-        return ours and {path.name for path in folder.rglob("*") if path.is_dir() or path.stat().st_size} <= {"config.json", "checkpoints"}
+        ours = "config.json" not in contents or read_config(folder / "config.json", TrainConfig).run_id == folder.name
+        return ours and contents <= {"config.json", "config.json.tmp", "checkpoints"}
     except VLMError:
         return False
 
 
 def create(config: TrainConfig) -> Path:
-    """Make the run folder and store the config in it, without the permission to overwrite.
+    """Make the run folder anew and store the config in it, without the permission to overwrite or resume.
 
     Raises:
         ConfigError: If it cannot be written.
@@ -51,10 +57,22 @@ def create(config: TrainConfig) -> Path:
         if folder.exists():
             shutil.rmtree(folder)
         (folder / "checkpoints").mkdir(parents=True)
-        write_config(replace(config, overwrite=False), folder / "config.json")
     except OSError as error:
         raise _not_writable(folder, error) from error
+    store(config)
     return folder
+
+
+def store(config: TrainConfig) -> None:
+    """Store a config in its run folder, without the permission to overwrite or resume.
+
+    Raises:
+        ConfigError: If it cannot be written.
+    """
+    try:
+        write_config(replace(config, overwrite=False, resume=""), config.run_dir / "config.json")
+    except OSError as error:
+        raise _not_writable(config.run_dir, error) from error
 
 
 def _not_writable(folder: Path, error: OSError) -> ConfigError:

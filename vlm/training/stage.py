@@ -1,10 +1,13 @@
 """One stage from config to run folder: checks, parts, data, start, loop, checkpoints. The steps of a run, each a function of its own elsewhere."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,17 +22,23 @@ from vlm.data.stream.loader import make_loader
 from vlm.data.stream.order import RowOrder, shuffled
 from vlm.data.stream.plan import describe as describe_order
 from vlm.data.stream.plan import plan_order
-from vlm.distributed.collectives import main_first, wait_for_all
+from vlm.distributed.collectives import any_rank, from_main, main_first
 from vlm.distributed.launch import choose_precision
-from vlm.errors import ConfigError
+from vlm.errors import ConfigError, Preempted
 from vlm.models import checkpoint
 from vlm.models.build import build, resolve
 from vlm.models.vision_language import PARTS, VisionLanguageModel
 from vlm.tracking import JSONL, Progress, Shown, Tracker, Trackers, WandB, check_trackers, counting
 from vlm.training import run_folder
-from vlm.training.loop import Hooks, count_steps, refuse_broken_weights, train
+from vlm.training.checkpoints import Checkpoints, RunState
+from vlm.training.incidents import Incidents
+from vlm.training.interrupts import stop_signals
+from vlm.training.loop import Hooks, Span, Trainee, count_steps, train
 from vlm.training.meter import make_meter
+from vlm.training.precision_guard import refuse_slow_products
 from vlm.training.recompute import recompute
+from vlm.training.recorder import Recorder
+from vlm.training.resume import check_same_run, digest_order, find_resume, load_optimizer, read_state
 from vlm.training.start import find_start, freeze_unused, load_start
 from vlm.training.warm_start import warm_start
 from vlm.types import ChatBatch, World
@@ -55,60 +64,126 @@ class Validation:
 
 
 def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path:
-    """Train one stage and return its run folder.
+    """Train one stage, or go on with it, and return its run folder.
 
     Raises:
         VLMError: If anything does not fit; names, batch arithmetic, data and the run folder are checked before weights are loaded.
+        Preempted: If the run was told to end, and has saved where it stands.
     """
     config = replace(config, model=replace(config.model, template=config.stage.template or config.model.template))
     plan = _check(config, world)
-    start = find_start(config)
+    precision = choose_precision(config.precision, world.device)
+    resumed = from_main(_find_resumed(replace(config, precision=precision)) if world.is_main else None, world)  # type: ignore[arg-type]
+    start = resumed or find_start(config)
     samples = open_dataset(config.stage.dataset, data_root=config.data_root, on_bad_row=config.stage.on_bad_row)
     shown = _shown_samples(config)
-    precision = choose_precision(config.precision, world.device)
     # Stored as resolved, so that a rerun from config.json is the same run.
-    config = replace(config, init_from=start, precision=precision)  # type: ignore[arg-type]
+    config = replace(config, init_from=config.init_from if resumed else start, precision=precision)  # type: ignore[arg-type]
 
     model = _build(config, precision, start).to(world.device)
     if world.is_main:
-        run_folder.create(config)
+        (run_folder.store if resumed else run_folder.create)(config)
     examples = _examples(config, model, samples)
     order, num_steps, steps = _plan(config, samples, examples, world)
+    state = read_state(resumed, digest_order(order)) if resumed else RunState(data=digest_order(order))
     if world.is_main:
         log.info("%s: %d samples, %s, %s on %s x %d", config.run_id, order.units.num_samples, steps, precision, world.device.type, world.size)
         for line in [describe(model), *describe_order(order, config.stage, samples)]:
             log.info(line)
+        if resumed:
+            log.info("resumed after step %d, from %s", state.step, resumed)
     if config.model.connector_init == "ridge" and start is None:
         num_batches = BATCHES_OF_16.steps(min(len(samples), WARM_START_SAMPLES))
         warm_start(model, make_loader(examples, shuffled(len(samples), config.seed), plan=BATCHES_OF_16, num_steps=num_batches))
+    values = checkpoint.model_values(model, config.model)
+    trainee = Trainee.of(model, config.stage, world)
+    if resumed:
+        load_optimizer(trainee, resumed, world)
+    _train(_Run(config, world, trainee, examples, order, plan, num_steps, values), state, samples, shown, validation)
+    return config.run_dir
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a stage has built before its first step."""
+
+    config: TrainConfig
+    world: World
+    trainee: Trainee
+    examples: ChatExamples
+    order: RowOrder
+    plan: BatchPlan
+    num_steps: int
+    model_values: Mapping[str, Any]
+
+    @property
+    def autocast(self) -> bool:
+        """True where weights are in fp32 though the run computes in bf16: the trained ones of bf16-mixed, adapters of bf16."""
+        trained_in_fp32 = any(weight.dtype == torch.float32 for weight in self.trainee.weights)
+        return self.config.precision == "bf16-mixed" or (self.config.precision == "bf16" and trained_in_fp32)
+
+
+def _train(run: _Run, state: RunState, samples: SampleSet, shown: Sequence[Sample], validation: Validation) -> None:
+    config, world = run.config, run.world
+    checkpoints = Checkpoints(config.run_dir, world, keep_last=config.keep_last, keep_every=config.keep_every)
+    recorder = Recorder(run.trainee, run.model_values, checkpoints, world, state)
     batches = make_loader(
-        examples,
-        order,
-        plan=plan,
+        run.examples,
+        run.order,
+        plan=run.plan,
         rank=world.rank,
-        num_steps=num_steps,
+        num_steps=max(0, run.num_steps - state.step),
+        start=state.position,
         num_workers=config.stage.num_workers,
         pin_memory=world.device.type == "cuda",
     )
-    autocast = precision == "bf16-mixed"
-    meter = make_meter(config, precision=precision, world=world)
-    with Trackers(_trackers(config, num_steps) if world.is_main else []) as trackers:
-        hooks = _hooks(config, model, shown, validation, trackers, world=world, num_steps=num_steps, autocast=autocast)
-        sources = [entry.name for entry in samples.entries]
+    trackers = Trackers(_trackers(config, run.num_steps, state.step) if world.is_main else [])
+    with trackers, checkpoints, stop_signals() as signaled:
+        limit = math.inf if config.stage.max_time is None else config.stage.max_time * 3600
+        hooks = Hooks(
+            log=_logger(config, trackers, run.num_steps),
+            after_step=_after_step(run, recorder, shown, validation, trackers),
+            wants_stop=lambda: bool(signaled()) or recorder.seconds > limit,
+            incident=Incidents(config.run_dir, world, lambda i: samples[i].id),
+            watched=refuse_slow_products if config.precision.startswith("bf16") else nullcontext,
+        )
         train(
-            model,
+            run.trainee,
             batches,
             stage=config.stage,
-            plan=plan,
-            num_steps=num_steps,
+            plan=run.plan,
+            steps=Span(run.num_steps, first=state.step, seed=config.seed),
             world=world,
-            autocast=autocast,
+            autocast=run.autocast,
             hooks=hooks,
-            sources=sources,
-            meter=meter,
+            sources=[entry.name for entry in samples.entries],
+            on_nan=config.on_nan,
+            meter=make_meter(config, precision=config.precision, world=world),
         )
-    wait_for_all(world)  # the other ranks stay until the main one has written the last checkpoint
-    return config.run_dir
+        recorder.finish()
+        _say_end(run, recorder.step, from_main(signaled(), world), stopped=any_rank(bool(signaled()), world))
+
+
+def _say_end(run: _Run, step: int, signal: str, *, stopped: bool) -> None:
+    """Where a run ended before its last step.
+
+    Raises:
+        Preempted: If a signal ended it.
+    """
+    if step >= run.num_steps:
+        return
+    saved = f"after step {step} of {run.num_steps}; --resume auto goes on from there"
+    if stopped:
+        raise Preempted(f"ended by {signal or 'a signal to another rank'} {saved}.")
+    if run.world.is_main:
+        log.info("--stage.max-time is over %s", saved)
+
+
+def _find_resumed(config: TrainConfig) -> Path | None:
+    """The checkpoint that this run goes on from; None if it starts."""
+    if config.resume and (config.run_dir / "config.json").is_file():
+        check_same_run(config)
+    return find_resume(config)
 
 
 def _check(config: TrainConfig, world: World) -> BatchPlan:
@@ -148,8 +223,8 @@ def _build(config: TrainConfig, precision: str, start: Path | None) -> VisionLan
         log.info(line)
     if unused := freeze_unused(model):
         log.info("vision: %s values lie behind the chosen layer, and stay as they are", f"{unused:,}")
-    if config.stage.gradient_checkpointing:
-        recompute(model.language.blocks())
+    for part in config.stage.gradient_checkpointing:
+        recompute(getattr(model, part).blocks())
     return model
 
 
@@ -190,7 +265,7 @@ def describe(model: VisionLanguageModel) -> str:
     return "\n".join(lines)
 
 
-def _trackers(config: TrainConfig, num_steps: int) -> list[Tracker]:
+def _trackers(config: TrainConfig, num_steps: int, taken: int) -> list[Tracker]:
     tracking = config.tracking
     trackers: list[Tracker] = []
     if "wandb" in tracking.trackers:  # first: it may refuse, and then nothing else is open
@@ -198,21 +273,12 @@ def _trackers(config: TrainConfig, num_steps: int) -> list[Tracker]:
             WandB(run_id=config.run_id, run_dir=config.run_dir, config=to_dict(config), project=tracking.wandb_project, entity=tracking.wandb_entity)
         )
     if "jsonl" in tracking.trackers:
-        trackers.append(JSONL(config.run_dir / "metrics.jsonl"))
+        trackers.append(JSONL(config.run_dir / "metrics.jsonl", after_step=taken))
     return [*trackers, Progress(config.run_id, num_steps)]
 
 
-def _hooks(
-    config: TrainConfig,
-    model: VisionLanguageModel,
-    shown: Sequence[Sample],
-    validation: Validation,
-    trackers: Trackers,
-    *,
-    world: World,
-    num_steps: int,
-    autocast: bool,
-) -> Hooks:
+def _logger(config: TrainConfig, trackers: Trackers, num_steps: int) -> Callable[[int, Mapping[str, float]], None]:
+    """What is done with the metrics of a step."""
     tracking = config.tracking
     truncated: list[float] = []
 
@@ -229,22 +295,28 @@ def _hooks(
         if step % tracking.log_every == 0 or step == num_steps:
             trackers.log(step, metrics)
 
-    def after_step(step: int) -> None:
-        saves = is_due(step, config.checkpoint_every, num_steps)
-        if saves:
-            refuse_broken_weights(model, step)  # on every rank, so that none waits for one that has left
-        if not world.is_main:
-            return
-        if saves:  # before anything is looked at, so that a broken validation picture costs no weights
-            checkpoint.save(model, config.model, run_folder.checkpoint_folder(config.run_dir, step))
-        if shown and is_due(step, tracking.sample_every, num_steps):
+    return log_step
+
+
+def _after_step(
+    run: _Run, recorder: Recorder, shown: Sequence[Sample], validation: Validation, trackers: Trackers
+) -> Callable[[int, tuple[int, ...]], None]:
+    """Checkpoints and validation."""
+    config, world = run.config, run.world
+    model: VisionLanguageModel = run.trainee.model  # type: ignore[assignment]
+
+    def after_step(step: int, position: tuple[int, ...]) -> None:
+        recorder.advance(step, position)
+        if is_due(step, config.checkpoint_every, run.num_steps):  # before anything is looked at, so that a broken picture costs no weights
+            recorder.save()
+        if world.is_main and shown and is_due(step, config.tracking.sample_every, run.num_steps):
             batches = make_loader(_examples(config, model, shown), shuffled(len(shown), config.seed), plan=SINGLY, num_steps=len(shown))
-            with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=autocast):
+            with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=run.autocast):
                 loss = validation.loss(model, batches)
             trackers.log(step, {"validation_loss": loss})
             trackers.show(step, validation.look(model, shown))
 
-    return Hooks(log=log_step, after_step=after_step)
+    return after_step
 
 
 def is_due(step: int, every: int | None, last: int) -> bool:

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from vlm.backbones.language.documents import LONGEST, Call, Piece, calls_of
 from vlm.errors import ConfigError
 from vlm.types import Documents
 
@@ -25,15 +26,6 @@ log = logging.getLogger(__name__)
 HALF = (torch.bfloat16, torch.float16)
 NAME = "vlm_documents"
 WITHOUT_EFFECT = {"position_ids", "use_cache", "cache_position", "is_causal", "output_attentions", "output_hidden_states", "return_dict"}
-
-
-class Piece(NamedTuple):
-    """Where a document lies in the rows, and the places of the documents that it sees as well, from the root of the message tree on."""
-
-    row: int
-    first: int
-    last: int
-    path: tuple["Piece", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,10 +54,12 @@ class Pieces:
     Attributes:
         places: A place for each document; empty where every row is one document.
         varlen: The same for variable-length kernels; None where there are none, as on CPU.
+        calls: The same as calls of SDPA, short documents together; empty where variable-length kernels are tried.
     """
 
     places: tuple[Piece, ...] = ()
     varlen: Varlen | None = None
+    calls: tuple[Call, ...] = ()
 
 
 def register() -> None:
@@ -91,7 +85,9 @@ def pieces_of(documents: Documents) -> Pieces:
         parent = places[prefix[i]] if prefix[i] >= 0 else None
         places.append(Piece(row, first, first + end - start, (*parent.path, parent._replace(path=())) if parent else ()))
     device = documents.starts.device
-    return Pieces(tuple(places), varlen_of(places, length, device) if device.type == "cuda" else None)
+    if device.type == "cuda":
+        return Pieces(tuple(places), varlen=varlen_of(places, length, device))
+    return Pieces(tuple(places), calls=calls_of(places) if device.type == "cpu" else ())
 
 
 def varlen_of(places: Sequence[Piece], length: int, device: torch.device) -> Varlen:
@@ -155,29 +151,61 @@ def document_attention(
         return _causal(query, key, value, window=sliding_window, scaling=scaling, dropout=dropout).transpose(1, 2).contiguous(), None
     if torch.is_autocast_enabled(query.device.type):  # rotary angles in fp32 make fp32 of queries and keys; SDPA casts by itself, the kernel does not
         query, key, value = (states.to(torch.get_autocast_dtype(query.device.type)) for states in (query, key, value))
-    varlen = document_pieces.varlen
+    varlen, dtype = document_pieces.varlen, query.dtype
     if varlen is not None and not dropout and query.dtype in HALF:
         kind = (query.shape[1], key.shape[1], query.shape[3], varlen.keys is not None, sliding_window is not None)
         if _is_exact(query.device, query.dtype, *kind):
             return _by_varlen(query, key, value, varlen, window=sliding_window, scaling=scaling), None
-    return _by_pieces(query, key, value, document_pieces.places, window=sliding_window, scaling=scaling, dropout=dropout), None
+    calls = document_pieces.calls if sliding_window is None or sliding_window >= LONGEST else ()  # a mask of several documents knows no window
+    if query.device.type == "cpu":  # before the rows are cut
+        query, key, value = (states.float() for states in (query, key, value))
+    calls = calls or calls_of(document_pieces.places, longest=0)
+    return _by_calls(query, key, value, calls, window=sliding_window, scaling=scaling, dropout=dropout).to(dtype), None
 
 
-def _by_pieces(
-    query: Tensor, key: Tensor, value: Tensor, places: Sequence[Piece], *, window: int | None, scaling: float | None, dropout: float = 0.0
+def _by_calls(
+    query: Tensor, key: Tensor, value: Tensor, calls: Sequence[Call], *, window: int | None, scaling: float | None, dropout: float = 0.0
 ) -> Float[Tensor, "B T heads width"]:
-    """One call of SDPA a document."""
-    sizes = [place.last - place.first for place in places]
+    """A few calls of SDPA for the documents of all rows; calls of equal size are one."""
+    rows, length = query.shape[0], query.shape[2]
+    queries, keys, values = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))  # [B T, heads, width] each
+    sizes = [call.size for call in calls]
+    if len(set(sizes)) == 1 and all(call.sees_itself_alone for call in calls):
+        q, k, v = (states.unflatten(0, (len(calls), sizes[0])) for states in (queries, keys, values))
+        return _together(q, k, v, calls, window=window, scaling=scaling, dropout=dropout).reshape(rows, length, *query.shape[1::2])
     # split, not slices: the gradient of a split is one concatenation, that of a slice a tensor of zeros as large as all rows
-    queries, keys, values = (states.transpose(1, 2).flatten(0, 1).split(sizes) for states in (query, key, value))  # [length, heads, width] each
-    number = {(place.row, place.first): i for i, place in enumerate(places)}
-    parts = []
-    for i, place in enumerate(places):
-        seen = [*(number[parent.row, parent.first] for parent in place.path), i]
-        states = queries[i], _join([keys[j] for j in seen]), _join([values[j] for j in seen])
-        out = _causal(*(each.transpose(0, 1).unsqueeze(0) for each in states), window=window, scaling=scaling, dropout=dropout)
-        parts.append(out[0].transpose(0, 1))
-    return torch.cat(parts).unflatten(0, (query.shape[0], query.shape[2]))
+    queries, keys, values = (states.split(sizes) for states in (queries, keys, values))
+    parts: dict[int, Tensor] = {}
+    for alike in _alike(calls):
+        q = _stack([queries[i] for i in alike])
+        k, v = (_stack([_join([states[j] for j in calls[i].keys]) for i in alike]) for states in (keys, values))
+        out = _together(q, k, v, [calls[i] for i in alike], window=window, scaling=scaling, dropout=dropout)
+        parts |= zip(alike, out.unbind(), strict=True)
+    return torch.cat([parts[i] for i in range(len(calls))]).unflatten(0, (rows, length))
+
+
+def _alike(calls: Sequence[Call]) -> Sequence[Sequence[int]]:
+    """Numbers of the calls, those of equal shape together."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i, call in enumerate(calls):
+        groups.setdefault((call.size, sum(calls[j].size for j in call.keys), call.mask is None), []).append(i)
+    return list(groups.values())
+
+
+def _together(
+    query: Float[Tensor, "n L heads width"],
+    key: Float[Tensor, "n S kv_heads width"],
+    value: Float[Tensor, "n S kv_heads width"],
+    calls: Sequence[Call],
+    **settings: Any,
+) -> Float[Tensor, "n L heads width"]:
+    masks = [call.mask for call in calls if call.mask is not None]
+    mask = torch.stack(masks).unsqueeze(1) if masks else None
+    return _causal(*(states.transpose(1, 2) for states in (query, key, value)), mask=mask, **settings).transpose(1, 2)
+
+
+def _stack(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(list(parts))
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:
@@ -227,24 +255,28 @@ def _is_exact(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: in
     except (ImportError, TypeError, ValueError, RuntimeError) as error:
         log.warning("warning: packed rows are attended to document by document, because the variable-length kernel refuses: %s", error)
         return False
-    wanted = _by_pieces(q.float(), k.float(), v.float(), places, window=window, scaling=None)
+    wanted = _by_calls(q.float(), k.float(), v.float(), calls_of(places, longest=0), window=window, scaling=None)
     exact = bool((seen.float() - wanted).abs().max() < 0.05)
     if not exact:
         log.warning("warning: packed rows are attended to document by document, because the variable-length kernel is not exact here")
     return exact
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, *, window: int | None, scaling: float | None, dropout: float) -> Tensor:
-    mask = _visible(query.shape[2], key.shape[2], window, query.device)
+def _causal(
+    query: Tensor, key: Tensor, value: Tensor, *, window: int | None, scaling: float | None, dropout: float, mask: Tensor | None = None
+) -> Tensor:
+    if mask is None:
+        mask = _visible(query.shape[2], key.shape[2], window, query.device)
     grouped, dtype = query.shape[1] // key.shape[1], query.dtype
     on_cpu = query.device.type == "cpu"
-    if on_cpu and dtype in HALF:  # short documents take a third of the time in fp32, long ones the same (24 and 800 tokens, AVX-512 bf16)
+    if on_cpu:  # fp32, even under autocast: in bf16, documents of 16 to 100 tokens take three times as long, of 500 as long (AVX-512 bf16)
         query, key, value = (states.float() for states in (query, key, value))
-    if not on_cpu and mask is not None and grouped > 1:  # CUDA's fast kernels take grouped keys or a mask, not both
+    elif mask is not None and grouped > 1:  # CUDA's fast kernels take grouped keys or a mask, not both
         key, value = (states.repeat_interleave(grouped, dim=1) for states in (key, value))
-    out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
-    )
+    with torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu") and not on_cpu):
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        )
     return out.to(dtype)
 
 

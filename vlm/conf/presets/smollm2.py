@@ -1,4 +1,4 @@
-"""SmolLM2 with SigLIP: small enough for one consumer GPU."""
+"""SmolLM2-1.7B (Ben Allal et al. 2025, arXiv:2502.02737) with SigLIP (Zhai et al. 2023, arXiv:2303.15343), by LLaVA's recipe: for one GPU."""
 
 from vlm.conf.recipes import llava_recipe
 from vlm.conf.schema import VisionLanguageConfig

@@ -4,6 +4,7 @@ Which rows there are and in which order is `vlm.data.stream.order`'s; world size
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -117,6 +118,7 @@ def make_loader(
         collate_fn=_as_it_is,
         num_workers=num_workers,
         pin_memory=pin_memory,
+        worker_init_fn=_outlive_stop_signals,
     )
     return ChatLoader(loader)
 
@@ -153,7 +155,14 @@ class _Maker:
                 f"A row of samples {', '.join(example.id for tree in rows[0] for example in tree.examples)} ... has {batch.ids.shape[1]} tokens, planned were "
                 f"{self.capacity} at most: the data has changed since its lengths were counted. Delete the lengths-*.npy beside the data."
             )
-        return replace(batch, position=tuple(micro_batch.position))
+        samples = tuple(sample for row in micro_batch.rows for tree in row for sample in tree)
+        return replace(batch, position=tuple(micro_batch.position), samples=samples)
+
+
+def _outlive_stop_signals(worker: int) -> None:
+    """Schedulers signal every process of a job; a run that wants to save first needs its workers for that step. They end with the run."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(made: Any) -> Any:

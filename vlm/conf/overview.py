@@ -1,0 +1,82 @@
+"""Presets in few lines: the stages of a model in one row, below the heading of the module that declares them. Resolves no part's name."""
+
+from dataclasses import dataclass
+from itertools import groupby
+
+from vlm.conf.presets import PRESETS
+from vlm.conf.schema import LoRAConfig, StageConfig, TrainConfig
+
+LARGE_FAMILY = 8  # models
+
+
+@dataclass(frozen=True)
+class ModelPresets:
+    """The presets of one model, in the order of its stages."""
+
+    model: str
+    configs: tuple[TrainConfig, ...]
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of its stages."""
+        return [config.stage.name for config in self.configs]
+
+    @property
+    def name(self) -> str:
+        """`model/stage`, or `model/{stage,stage}` as a shell writes it."""
+        return f"{self.model}/{self.stages[0]}" if len(self.stages) == 1 else f"{self.model}/{{{','.join(self.stages)}}}"
+
+    def row(self) -> dict[str, str]:
+        """The composition, and what its last stage does: every stage before it can be seen with `vlm inspect`."""
+        last = self.configs[-1]
+        parts = {"vision": last.model.vision, "connector": last.model.connector, "language": last.model.language}
+        stage = {"dataset": last.stage.dataset, "passes": _passes(last.stage), "trains": _trains(last.stage, last.model.lora.language)}
+        return {"name": self.name, **parts, "resize": last.model.resize, **stage}
+
+
+def families() -> dict[str, tuple[ModelPresets, ...]]:
+    """The models of each module of presets, below the first line of its docstring; large families last."""
+    found = [(heading, _models(names)) for heading, names in PRESETS.families.items()]
+    return dict(sorted(found, key=lambda family: is_large(family[1])))
+
+
+def is_large(models: tuple[ModelPresets, ...]) -> bool:
+    """True for a family that stands in one line where space is short."""
+    return len(models) > LARGE_FAMILY
+
+
+def table() -> list[str]:
+    """Lines of a table of all models, each family under its heading."""
+    rows = [model.row() for models in families().values() for model in models]
+    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
+
+    def line(cells: dict[str, str]) -> str:
+        return "  ".join(cells[column].ljust(width) for column, width in widths.items()).rstrip()
+
+    lines = [line({column: column for column in widths})]
+    for heading, models in families().items():
+        lines += ["", heading, *(line(model.row()) for model in models)]
+    return lines
+
+
+def presets_in_words() -> str:
+    """Names of all presets in a sentence; of a large family, how many there are."""
+    said = []
+    for models in families().values():
+        names = [f"{model.model}/{stage}" for model in models for stage in model.stages]
+        said += [f"{names[0]} and {len(names) - 1} like it (`vlm list presets`)"] if is_large(models) else names
+    return ", ".join(said)
+
+
+def _models(names: tuple[str, ...]) -> tuple[ModelPresets, ...]:
+    grouped = groupby(names, key=lambda name: name.rpartition("/")[0])
+    return tuple(ModelPresets(model, tuple(PRESETS[name] for name in presets)) for model, presets in grouped)
+
+
+def _passes(stage: StageConfig) -> str:
+    return f"{stage.epochs:g}" if stage.max_steps is None else f"{stage.max_steps:,} steps"
+
+
+def _trains(stage: StageConfig, lora: LoRAConfig) -> str:
+    adapted = {"language": f"rank-{lora.rank} adapter"} if lora.rank else {}
+    return ", ".join(adapted.get(part, part) for part in stage.lr.trained)
