@@ -4,7 +4,7 @@ import pytest
 
 from vlm.conf.idle import idle_settings
 from vlm.conf.presets import PRESETS
-from vlm.conf.schema import LearningRates, LoRAConfig, LoRATowers, TrackingConfig
+from vlm.conf.schema import AssumeConfig, LearningRates, LoRAConfig, LoRATowers, TrackingConfig
 
 BASE = PRESETS["tiny/align"]
 
@@ -28,6 +28,7 @@ def test_no_preset_sets_anything_in_vain(name):
         ({"stage": replace(BASE.stage, lr=LearningRates(language=1e-4))}, "--stage.lr.connector"),
         ({"tracking": TrackingConfig(wandb_project="mine")}, "--tracking.wandb-project"),
         ({"tracking": TrackingConfig(sample_every=5)}, "--tracking.sample-every"),
+        ({"assume": AssumeConfig(mfu=0.5)}, "--assume"),
         ({"model": replace(BASE.model, lora=LoRATowers(LoRAConfig(alpha=32.0)))}, "--model.lora.language"),
         ({"model": replace(BASE.model, lora=LoRATowers(vision=LoRAConfig(kind="dora")))}, "--model.lora.vision"),
     ],

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from vlm.conf.schema import BatchPlan, LearningRates, LoRAConfig, StageConfig, TrackingConfig, VisionLanguageConfig
+from vlm.conf.schema import AssumeConfig, BatchPlan, LearningRates, LoRAConfig, StageConfig, TrackingConfig, VisionLanguageConfig
 from vlm.errors import ConfigError
 
 STAGE = StageConfig(name="x", dataset="x", lr=LearningRates(connector=1e-3))
@@ -105,3 +105,9 @@ def test_impossible_adapter_is_refused(values):
 def test_adapter_that_could_not_work_is_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         LoRAConfig(**values)
+
+
+@pytest.mark.parametrize("values", [{"mfu": 0.0}, {"mfu": 40.0}, {"mfu": float("nan")}, {"text_tokens": 0}, {"num_devices": 0}])
+def test_impossible_assumption_is_refused(values):
+    with pytest.raises(ConfigError, match="--assume"):
+        AssumeConfig(**values)

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.models.build import build, skeleton
@@ -69,6 +70,13 @@ def test_a_frozen_tower_keeps_nothing():
     assert all(call.input_gradient == call.weight_gradient == 0 for call in traced.calls if call.part == "vision")
 
 
+def test_gradients_of_grouped_convolutions_cost_what_their_forward_pass_costs():
+    model = skeleton(VisionLanguageConfig(vision="efficientnet-lite0-64", language="tiny-llama"), precision="fp32", trained=("vision",))
+    first, *others = [call for call in trace(model, SHAPE).calls if call.part == "vision"]
+    assert (first.input_gradient, first.weight_gradient) == (0, first.forward)  # pixels have no gradient
+    assert all(call.input_gradient == call.weight_gradient == call.forward > 0 for call in others)
+
+
 def test_a_frozen_language_model_has_gradients_of_inputs_alone():
     traced = trace(skeleton(VisionLanguageConfig(vision="tiny-siglip", language="tiny-phi"), precision="fp32", trained=("connector",)), SHAPE)
     calls = [call for call in traced.calls if call.part in ("language", "head") and not call.is_attention]
@@ -79,6 +87,32 @@ def test_a_frozen_language_model_has_gradients_of_inputs_alone():
 def test_windows_of_attention_are_seen():
     traced = trace(skeleton(VisionLanguageConfig(vision="tiny-siglip", language="tiny-mistral"), precision="fp32", trained=("connector",)), SHAPE)
     assert {call.window for call in traced.calls if call.is_attention and call.part == "language"} == {6}
+
+
+class Resampler(nn.Module):
+    """A connector with products that no linear layer makes: an einsum, and torch's own attention over learned queries."""
+
+    def __init__(self, width_in: int, width_out: int):
+        super().__init__()
+        self.first = nn.Parameter(torch.empty(width_in, width_out))
+        self.queries = nn.Parameter(torch.empty(1, 16, width_out))
+        self.attention = nn.MultiheadAttention(width_out, 4, batch_first=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = torch.einsum("npd,de->npe", features, self.first)
+        queries = self.queries.expand(len(features), -1, -1).contiguous()
+        return self.attention(queries, hidden, hidden, need_weights=False)[0]
+
+
+def test_products_inside_of_other_functions_are_seen():
+    model = skeleton(VisionLanguageConfig(vision="tiny-siglip", language="tiny-llama"), precision="fp32", trained=("vision", "connector"))
+    with torch.device("meta"):
+        model.connector = Resampler(16, 32)
+    with FlopCounterMode(display=False) as counter:
+        model.connector(torch.empty(3, 16, 16, device="meta", requires_grad=True)).sum().backward()
+    calls = [call for call in trace(model, SHAPE).calls if call.part == "connector"]
+    seen = sum(call.forward + call.input_gradient + call.weight_gradient for call in calls)
+    assert seen == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
 def test_a_model_with_weights_is_refused():

@@ -1,6 +1,7 @@
 import resource
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from vlm.training.dry_run import DryRun, describe, dry_run, published_samples
 
 ROOT = Path(__file__).parents[2]
 MAX_SECONDS = 20
-FAST = ("tiny/align", "tiny/finetune", "demo/finetune", "phi2-siglip/align", "phi2-siglip/finetune", "llava-1.5-7b/finetune")
+FAST = ("tiny/align", "tiny/finetune", "demo/finetune", "phi2-siglip/finetune", "llava-1.5-7b/finetune")
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,9 @@ def assumed(name: str, **values) -> TrainConfig:
 
 
 def check(name: str) -> DryRun:
+    started = time.process_time()
     run = dry_run(PRESETS[name])
+    assert time.process_time() - started < MAX_SECONDS
     text = "\n".join(describe(run))
     assert all(word in text for word in ("trained", "Tokens a sample", "TFLOP a step", "weights", "optimizer", "activations", "Steps", "Time"))
     assert run.useful <= sum(run.flops.values())
@@ -67,17 +70,17 @@ def test_siglip_and_phi2_take_what_one_computes_by_hand():
 
 
 def test_devices_share_the_work_and_cut_the_batch():
-    one, eight = (dry_run(assumed("phi2-siglip/align", num_devices=n)) for n in (1, 8))
-    assert eight.useful == one.useful
-    assert eight.seconds_per_step == pytest.approx(one.seconds_per_step / 8)
-    assert (one.plan.accumulation, eight.plan.accumulation) == (8, 1)
+    one, two = (dry_run(assumed("tiny/align", num_devices=n)) for n in (1, 2))
+    assert two.useful == one.useful
+    assert two.seconds_per_step == pytest.approx(one.seconds_per_step / 2)
+    assert (one.plan.accumulation, two.plan.accumulation) == (2, 1)
     with pytest.raises(ConfigError, match="global-batch-size"):
-        dry_run(assumed("phi2-siglip/align", num_devices=3))
+        dry_run(assumed("tiny/align", num_devices=3))
 
 
 def test_checkpointing_costs_flops_and_saves_memory():
     config = PRESETS["smollm2-siglip/finetune"]
-    plain, checkpointed = (dry_run(replace(config, stage=replace(config.stage, gradient_checkpointing=on))) for on in (False, True))
+    plain, checkpointed = (dry_run(replace(config, stage=replace(config.stage, gradient_checkpointing=parts))) for parts in ((), ("language",)))
     assert checkpointed.useful == pytest.approx(plain.useful)
     assert 1.2 < sum(checkpointed.flops.values()) / sum(plain.flops.values()) < 4 / 3
     assert checkpointed.memory.activations < plain.memory.activations / 4

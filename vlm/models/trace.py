@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from vlm.backbones.language import attention
 from vlm.models.losses import cross_entropy
@@ -25,6 +27,7 @@ from vlm.types import Documents
 
 LINEAR = (F.linear, torch.matmul, torch.bmm, torch.mm, torch.addmm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm, Tensor.mm)
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
+COMPOSITE = (torch.einsum, torch.tensordot, torch.baddbmm, F.bilinear, F.multi_head_attention_forward)  # products inside, seen by torch's own counter
 IN_FP32 = (F.layer_norm, F.group_norm)  # of CUDA's autocast; the rest of its list is not in a tower, or is fp32 already
 
 
@@ -231,6 +234,10 @@ class _Watch(TorchFunctionMode):
             args, kwargs = [self._half(value) for value in args], {name: self._half(value) for name, value in kwargs.items()}
             self._record((_convolution if func in CONVOLUTIONS else _product)(self._part, func, args, kwargs))
             return self._run(func, args, kwargs)
+        if func in COMPOSITE:
+            args, kwargs = [self._half(value) for value in args], {name: self._half(value) for name, value in kwargs.items()}
+            self._record(_composite(self._part, func, args, kwargs))
+            return self._run(func, args, kwargs)
         if self._autocast and func in IN_FP32:
             args = [value.float() if isinstance(value, Tensor) else value for value in args]
             kwargs = {name: value.float() if isinstance(value, Tensor) else value for name, value in kwargs.items()}
@@ -256,7 +263,7 @@ class _Watch(TorchFunctionMode):
     def finished_calls(self) -> Iterator[Call]:
         for number, (call, block) in enumerate(self._calls):
             again = block is not None and number < self._computed_again.get(block, 0)
-            yield Call(**vars(call) | {"is_recomputed": again})
+            yield replace(call, is_recomputed=again)
 
     def kept(self) -> Kept:
         parts = {part for part, _ in self._inputs}
@@ -285,12 +292,26 @@ def _product(part: str, func: Callable[..., Any], args: Sequence[Any], kwargs: d
 
 
 def _convolution(part: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
-    """A convolution, counted as a product for each output pixel; padding is counted as if it were picture."""
+    """A convolution, counted as a product for each output pixel; padding is counted as if it were picture.
+
+    The gradient of the weights of a grouped one costs as much as its forward pass, too. torch 2.15's counter takes it for a dense one there, so for a
+    CNN that is trained it counts more.
+    """
     image, weight = args[0], args[1]
     with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
         out = func(*args, **kwargs)
     forward = 2 * out.numel() * weight[0].numel()
     return Call(part, forward, input_gradient=forward * _grows(image), weight_gradient=forward * _grows(weight))
+
+
+def _composite(part: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
+    """A function with products inside: one forward pass' worth of FLOPs for the gradient of its inputs, one for that of its weights."""
+    with torch._C.DisableTorchFunctionSubclass(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        func(*args, **kwargs)
+    forward, tensors = counter.get_total_flops(), tree_leaves((args, kwargs))
+    weights = [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
+    inputs = [tensor for tensor in tensors if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter)]
+    return Call(part, forward, input_gradient=forward * any(map(_grows, inputs)), weight_gradient=forward * any(map(_grows, weights)))
 
 
 def _attention(part: str, query: Tensor, key: Tensor, value: Tensor, *, window: int | None) -> Call:
