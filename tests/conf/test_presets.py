@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from vlm.backbones.language import LANGUAGE
-from vlm.backbones.lora import LoRAOptions, add_lora
 from vlm.backbones.loading import Load
+from vlm.backbones.lora import LoRAOptions, add_lora
 from vlm.backbones.vision import VISION
 from vlm.conf.presets import PRESETS
 from vlm.conf.schema import BatchPlan, VisionLanguageConfig
