@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vlm.backbones.language.documents import LONGEST, Call, Piece, calls_of
+from vlm.backbones.language.documents import PADDED, STEP, Call, Calls, Piece, calls_of, gathered
 from vlm.errors import ConfigError
 from vlm.types import Documents
 
@@ -54,12 +54,12 @@ class Pieces:
     Attributes:
         places: A place for each document; empty where every row is one document.
         varlen: The same for variable-length kernels; None where there are none, as on CPU.
-        calls: The same as calls of SDPA, short documents together; empty where variable-length kernels are tried.
+        calls: The same as calls of SDPA; None where variable-length kernels are tried first.
     """
 
     places: tuple[Piece, ...] = ()
     varlen: Varlen | None = None
-    calls: tuple[Call, ...] = ()
+    calls: Calls | None = None
 
 
 def register() -> None:
@@ -87,7 +87,7 @@ def pieces_of(documents: Documents) -> Pieces:
     device = documents.starts.device
     if device.type == "cuda":
         return Pieces(tuple(places), varlen=varlen_of(places, length, device))
-    return Pieces(tuple(places), calls=calls_of(places) if device.type == "cpu" else ())
+    return Pieces(tuple(places), calls=calls_of(places, length, device))
 
 
 def varlen_of(places: Sequence[Piece], length: int, device: torch.device) -> Varlen:
@@ -151,61 +151,41 @@ def document_attention(
         return _causal(query, key, value, window=sliding_window, scaling=scaling, dropout=dropout).transpose(1, 2).contiguous(), None
     if torch.is_autocast_enabled(query.device.type):  # rotary angles in fp32 make fp32 of queries and keys; SDPA casts by itself, the kernel does not
         query, key, value = (states.to(torch.get_autocast_dtype(query.device.type)) for states in (query, key, value))
-    varlen, dtype = document_pieces.varlen, query.dtype
+    varlen = document_pieces.varlen
     if varlen is not None and not dropout and query.dtype in HALF:
         kind = (query.shape[1], key.shape[1], query.shape[3], varlen.keys is not None, sliding_window is not None)
         if _is_exact(query.device, query.dtype, *kind):
             return _by_varlen(query, key, value, varlen, window=sliding_window, scaling=scaling), None
-    calls = document_pieces.calls if sliding_window is None or sliding_window >= LONGEST else ()  # a mask of several documents knows no window
-    if query.device.type == "cpu":  # before the rows are cut
-        query, key, value = (states.float() for states in (query, key, value))
-    calls = calls or calls_of(document_pieces.places, longest=0)
-    return _by_calls(query, key, value, calls, window=sliding_window, scaling=scaling, dropout=dropout).to(dtype), None
+    narrow = sliding_window is not None and sliding_window < PADDED  # such a window needs a mask even of a document alone: none longer than it
+    calls = None if narrow else document_pieces.calls
+    calls = calls or calls_of(document_pieces.places, query.shape[2], query.device, step=1 if narrow else STEP)
+    return _by_calls(query, key, value, calls, window=sliding_window, scaling=scaling, dropout=dropout), None
 
 
 def _by_calls(
-    query: Tensor, key: Tensor, value: Tensor, calls: Sequence[Call], *, window: int | None, scaling: float | None, dropout: float = 0.0
+    query: Tensor, key: Tensor, value: Tensor, calls: Calls, *, window: int | None, scaling: float | None, dropout: float = 0.0
 ) -> Float[Tensor, "B T heads width"]:
-    """A few calls of SDPA for the documents of all rows; calls of equal size are one."""
-    rows, length = query.shape[0], query.shape[2]
-    queries, keys, values = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))  # [B T, heads, width] each
-    sizes = [call.size for call in calls]
-    if len(set(sizes)) == 1 and all(call.sees_itself_alone for call in calls):
-        q, k, v = (states.unflatten(0, (len(calls), sizes[0])) for states in (queries, keys, values))
-        return _together(q, k, v, calls, window=window, scaling=scaling, dropout=dropout).reshape(rows, length, *query.shape[1::2])
-    # split, not slices: the gradient of a split is one concatenation, that of a slice a tensor of zeros as large as all rows
-    queries, keys, values = (states.split(sizes) for states in (queries, keys, values))
-    parts: dict[int, Tensor] = {}
-    for alike in _alike(calls):
-        q = _stack([queries[i] for i in alike])
-        k, v = (_stack([_join([states[j] for j in calls[i].keys]) for i in alike]) for states in (keys, values))
-        out = _together(q, k, v, [calls[i] for i in alike], window=window, scaling=scaling, dropout=dropout)
-        parts |= zip(alike, out.unbind(), strict=True)
-    return torch.cat([parts[i] for i in range(len(calls))]).unflatten(0, (rows, length))
+    """A few calls of SDPA for the documents of all rows."""
+    q, k, v = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))  # [B T, heads, width]
+    if query.device.type == "cpu":  # once for all calls; see `_causal`
+        q, k, v = (states.float() for states in (q, k, v))
+    parts = []
+    for call in calls.calls:
+        states = (gathered(q, call.queries), gathered(k, call.keys), gathered(v, call.keys))
+        mask = _mask(call, window)
+        out = _causal(*(each.transpose(1, 2) for each in states), mask=mask, window=window, scaling=scaling, dropout=dropout)
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+    return gathered(_join(parts), calls.back).unflatten(0, (query.shape[0], query.shape[2])).to(query.dtype)
 
 
-def _alike(calls: Sequence[Call]) -> Sequence[Sequence[int]]:
-    """Numbers of the calls, those of equal shape together."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for i, call in enumerate(calls):
-        groups.setdefault((call.size, sum(calls[j].size for j in call.keys), call.mask is None), []).append(i)
-    return list(groups.values())
-
-
-def _together(
-    query: Float[Tensor, "n L heads width"],
-    key: Float[Tensor, "n S kv_heads width"],
-    value: Float[Tensor, "n S kv_heads width"],
-    calls: Sequence[Call],
-    **settings: Any,
-) -> Float[Tensor, "n L heads width"]:
-    masks = [call.mask for call in calls if call.mask is not None]
-    mask = torch.stack(masks).unsqueeze(1) if masks else None
-    return _causal(*(states.transpose(1, 2) for states in (query, key, value)), mask=mask, **settings).transpose(1, 2)
-
-
-def _stack(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(list(parts))
+def _mask(call: Call, window: int | None) -> Bool[Tensor, "n 1 L S"] | None:
+    """Which keys the documents of a call see, where some have a path of padded length; None where `_causal` knows."""
+    if call.first_key is None:
+        return None
+    queries, keys = call.queries.shape[1], call.keys.shape[1]
+    visible = _visible(queries, keys, window, call.keys.device)
+    own = torch.arange(keys, device=call.keys.device) >= call.first_key[:, None, None, None]
+    return own if visible is None else own & visible
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:
@@ -255,7 +235,7 @@ def _is_exact(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: in
     except (ImportError, TypeError, ValueError, RuntimeError) as error:
         log.warning("warning: packed rows are attended to document by document, because the variable-length kernel refuses: %s", error)
         return False
-    wanted = _by_calls(q.float(), k.float(), v.float(), calls_of(places, longest=0), window=window, scaling=None)
+    wanted = _by_calls(q.float(), k.float(), v.float(), calls_of(places, 24, device), window=window, scaling=None)
     exact = bool((seen.float() - wanted).abs().max() < 0.05)
     if not exact:
         log.warning("warning: packed rows are attended to document by document, because the variable-length kernel is not exact here")
