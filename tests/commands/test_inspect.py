@@ -64,6 +64,5 @@ def test_preset_with_an_adapter_on_the_vision_backbone_counts_it(monkeypatch):
     model = replace(preset.model, lora=LoRATowers(vision=LoRAConfig(rank=3, kind="dora")))
     stage = replace(preset.stage, lr=replace(preset.stage.lr, vision=1e-4, language=None))
     monkeypatch.setattr("vlm.models.catalog.PRESETS", {"tiny/finetune": replace(preset, model=model, stage=stage)})
-
     count = 4 * 2 * (2 * 3 * 16 + 16)  # four projections of two layers of width 16: two matrices and the lengths of the rows
     assert f"rank-3 adapter of vision (dora) at 0.0001 ({count:,})" in inspect("tiny/finetune").facts["trained"]
