@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -23,6 +23,7 @@ from vlm.backbones.language.lora import is_lora
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.conf.serialize import from_dict, to_dict
 from vlm.distributed.launch import choose_device, choose_precision
+from vlm.distributed.shard import place_of
 from vlm.errors import CheckpointError, ConfigError
 from vlm.models.build import build
 from vlm.models.vision_language import PARTS, VisionLanguageModel
@@ -52,10 +53,10 @@ class Manifest:
 def trained_state(model: VisionLanguageModel) -> dict[str, Tensor]:
     """What a checkpoint holds: every adapter, and all own weights and buffers of the altered parts, tied ones once; names are those without adapters."""
     state: dict[str, Tensor] = {}
-    seen: set[tuple[int, torch.Size]] = set()
+    seen: set[Hashable] = set()
     for part in PARTS:
-        for name, tensor in getattr(model, part).state_dict().items():
-            place = tensor.data_ptr(), tensor.shape
+        for name, tensor in getattr(model, part).state_dict(keep_vars=True).items():
+            place = place_of(tensor)
             if (is_lora(name) or part in model.altered) and (place not in seen or tensor.numel() == 0):
                 seen.add(place)
                 state[f"{part}.{_own_name(name)}"] = tensor.detach()
