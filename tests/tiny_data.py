@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from vlm.conf.presets import PRESETS
-from vlm.conf.schema import TrainConfig
+from vlm.conf.schema import BatchPlan, TrainConfig
+from vlm.data.stream.loader import MicroBatches
+from vlm.data.stream.order import shuffled
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "gray": (120, 120, 120)}
 
@@ -74,6 +76,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def images_of_ranks(config: TrainConfig, world: int) -> list[tuple[int, ...]]:
+    """How many samples with pictures each rank sees in each micro-batch."""
+    plan, counts = BatchPlan.of(config.stage, world=world), [len([*row.get("image", "")][:1]) for row in rows()]
+    order = [
+        [[row[0][0] for row in batch.rows] for batch in MicroBatches(shuffled(len(counts), config.seed), plan, rank, config.stage.max_steps)]
+        for rank in range(world)
+    ]
+    return [tuple(sum(counts[i] for i in batch) for batch in step) for step in zip(*order, strict=True)]
 
 
 def losses(run_dir: Path) -> list[float]:

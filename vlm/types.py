@@ -192,6 +192,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    ranks_per_node: int = 1
 
     @classmethod
     def single(cls, device: torch.device | str = "cpu") -> "World":

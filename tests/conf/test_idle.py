@@ -4,7 +4,7 @@ import pytest
 
 from vlm.conf.idle import idle_settings
 from vlm.conf.presets import PRESETS
-from vlm.conf.schema import AssumeConfig, LearningRates, LoRAConfig, LoRATowers, TrackingConfig
+from vlm.conf.schema import AssumeConfig, LearningRates, LoRAConfig, LoRATowers, ParallelConfig, TrackingConfig
 
 BASE = PRESETS["tiny/align"]
 
@@ -31,8 +31,17 @@ def test_no_preset_sets_anything_in_vain(name):
         ({"assume": AssumeConfig(mfu=0.5)}, "--assume"),
         ({"model": replace(BASE.model, lora=LoRATowers(LoRAConfig(alpha=32.0)))}, "--model.lora.language"),
         ({"model": replace(BASE.model, lora=LoRATowers(vision=LoRAConfig(kind="dora")))}, "--model.lora.vision"),
+        ({"parallel": ParallelConfig("fsdp", shard_size=2)}, "--parallel.shard-size"),
+        ({"parallel": ParallelConfig("ddp", reshard_after_forward=False)}, "--parallel.no-reshard-after-forward"),
     ],
 )
 def test_setting_without_effect_is_named(changed, named):
     (sentence,) = idle_settings(replace(BASE, **changed))
     assert named in sentence
+
+
+def test_strategy_has_no_effect_in_one_process():
+    config = replace(BASE, parallel=ParallelConfig("fsdp"))
+    assert idle_settings(config, ranks=2) == []
+    (sentence,) = idle_settings(config, ranks=1)
+    assert sentence == "--parallel.strategy fsdp has no effect in one process: start several with torchrun."

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny_data import losses, metrics, rows, write
+from tiny_data import images_of_ranks, losses, metrics, rows, write
 
 import vlm
 from vlm.conf.schema import BatchPlan, LearningRates, LoRAConfig, TrackingConfig
@@ -19,16 +19,6 @@ pytestmark = pytest.mark.dist
 
 ROOT = Path(__file__).parents[2]
 TRAIN_EACH = Path(__file__).with_name("train_each.py")
-
-
-def images_of_ranks(config, world: int) -> list[tuple[int, ...]]:
-    """How many pictures each rank sees in each step."""
-    plan, counts = BatchPlan.of(config.stage, world=world), [len([*row.get("image", "")][:1]) for row in rows()]
-    order = [
-        [[row[0][0] for row in batch.rows] for batch in MicroBatches(shuffled(len(counts), config.seed), plan, rank, config.stage.max_steps)]
-        for rank in range(world)
-    ]
-    return [tuple(sum(counts[i] for i in batch) for batch in step) for step in zip(*order, strict=True)]
 
 
 def test_two_processes_train_as_one(tiny, torchrun, tmp_path):

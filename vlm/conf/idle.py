@@ -1,11 +1,16 @@
 """Settings that were changed but have no effect beside the others, each as a sentence. Refuses nothing: that is what the schema does."""
 
-from vlm.conf.schema import AssumeConfig, LoRAConfig, StageConfig, TrackingConfig, TrainConfig
+from vlm.conf.schema import AssumeConfig, LoRAConfig, ParallelConfig, StageConfig, TrackingConfig, TrainConfig
 
 
-def idle_settings(config: TrainConfig) -> list[str]:
-    """A sentence for each setting that differs from its default and changes nothing in this run."""
-    return [*_stage(config.stage), *_checkpoints(config), *_tracking(config), *_parts(config)]
+def idle_settings(config: TrainConfig, *, ranks: int | None = None) -> list[str]:
+    """A sentence for each setting that differs from its default and changes nothing in this run.
+
+    Args:
+        config: The run.
+        ranks: Processes of the run, at least 1; None if it is not known.
+    """
+    return [*_stage(config.stage), *_checkpoints(config), *_tracking(config), *_parts(config), *_parallel(config.parallel, ranks)]
 
 
 def _stage(stage: StageConfig) -> list[str]:
@@ -42,6 +47,17 @@ def _tracking(config: TrainConfig) -> list[str]:
         said.append("--tracking.sample-every has no effect without --stage.validation.")
     if config.assume != AssumeConfig() and not config.dry_run:
         said.append("The settings of --assume have no effect without --dry-run.")
+    return said
+
+
+def _parallel(parallel: ParallelConfig, ranks: int | None) -> list[str]:
+    said = []
+    if ranks == 1 and parallel.strategy != ParallelConfig.strategy:
+        said.append(f"--parallel.strategy {parallel.strategy} has no effect in one process: start several with torchrun.")
+    if parallel.strategy != "hsdp" and parallel.shard_size is not None:
+        said.append(f"--parallel.shard-size has no effect with --parallel.strategy {parallel.strategy}: it belongs to hsdp.")
+    if parallel.strategy not in ("fsdp", "hsdp") and not parallel.reshard_after_forward:
+        said.append(f"--parallel.no-reshard-after-forward has no effect with --parallel.strategy {parallel.strategy}: it belongs to fsdp and hsdp.")
     return said
 
 

@@ -247,6 +247,21 @@ class AssumeConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How the model lies on several devices; one process holds all of it."""
+
+    strategy: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
+    """ddp: each device holds the model. fsdp: each holds a share of every weight. hsdp: as fsdp within groups, as ddp between them. auto: ddp."""
+    shard_size: int | None = None
+    """Devices of a group under hsdp, which hold one copy of the model together; None: those of a node."""
+    reshard_after_forward: bool = True
+    """Under fsdp and hsdp, free gathered weights after the forward pass and gather them again in the backward pass: less memory, more traffic."""
+
+    def __post_init__(self) -> None:
+        _check_at_least(1, "parallel", shard_size=self.shard_size)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One complete run."""
 
@@ -256,6 +271,8 @@ class TrainConfig:
     """The stage of training."""
     tracking: TrackingConfig = TrackingConfig()
     """Metrics."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Several devices."""
     init_from: Path | None = None
     """Run folder (or a unique prefix of one below --run-root) whose trained weights this run starts from."""
     seed: int = 7

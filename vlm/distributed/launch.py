@@ -30,7 +30,12 @@ def launch(device: str = "auto") -> World:
     if not torch.distributed.is_initialized():
         atexit.register(leave)
     state = PartialState(cpu=kind == "cpu")  # gloo on cpu, nccl on cuda
-    return World(rank=state.process_index, size=state.num_processes, device=torch.device(state.device or kind))
+    return World(
+        rank=state.process_index,
+        size=state.num_processes,
+        device=torch.device(state.device or kind),
+        ranks_per_node=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+    )
 
 
 def _check_shared(kind: str, asked: str) -> str:

@@ -6,7 +6,7 @@ Knows nothing of optimizers or of how training goes on; finds runs by name.
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from vlm.backbones.lora import is_idle, is_lora, renew_magnitudes
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.conf.serialize import from_dict, to_dict
 from vlm.distributed.launch import choose_device, choose_precision
+from vlm.distributed.shard import place_of
 from vlm.errors import CheckpointError, ConfigError
 from vlm.models.build import build
 from vlm.models.fingerprint import fingerprint, own_name
@@ -55,10 +56,10 @@ class Manifest:
 def trained_state(model: VisionLanguageModel) -> dict[str, Tensor]:
     """What a checkpoint holds: every adapter, and all own weights and buffers of the altered parts, tied ones once; names are those without adapters."""
     state: dict[str, Tensor] = {}
-    seen: set[tuple[int, torch.Size]] = set()
+    seen: set[Hashable] = set()
     for part in PARTS:
-        for name, tensor in getattr(model, part).state_dict().items():
-            place = tensor.data_ptr(), tensor.shape
+        for name, tensor in getattr(model, part).state_dict(keep_vars=True).items():
+            place = place_of(tensor)
             if (is_lora(name) or part in model.altered) and (place not in seen or tensor.numel() == 0):
                 seen.add(place)
                 state[f"{part}.{own_name(name)}"] = tensor.detach()

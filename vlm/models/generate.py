@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vlm.data.chat import encode_chat
 from vlm.data.image import to_tiles
+from vlm.distributed.shard import is_sharded
 from vlm.errors import ConfigError, DataFormatError
 from vlm.messages import IMAGE_PLACEHOLDER, ChatTemplate, Message, count_placeholders
 from vlm.models.answer_tree import AnswerTree, node_states
@@ -141,9 +142,9 @@ def _stop_when(left: threading.Event) -> Any:
 
 
 def settings(model: VisionLanguageModel, sampling: Sampling) -> dict[str, Any]:
-    """transformers' generation arguments."""
+    """transformers' generation arguments. Ranks that share a model stop together, because each needs the others in every forward pass."""
     drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature > 0 else {"do_sample": False}
-    return {"max_new_tokens": sampling.max_new_tokens, **drawn}
+    return {"max_new_tokens": sampling.max_new_tokens, "synced_gpus": is_sharded(model), **drawn}
 
 
 def trim(text: str, model: VisionLanguageModel) -> str:

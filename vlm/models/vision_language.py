@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vlm.backbones.language.base import HFCausalLM
 from vlm.backbones.lora import LoRAOptions
+from vlm.distributed.shard import is_sharded
 from vlm.messages import ChatTemplate, Message
 from vlm.models.losses import cross_entropy, cross_entropy_by_source
 from vlm.models.splice import splice, touch
@@ -68,9 +69,17 @@ class VisionLanguageModel(nn.Module):
         has_images = len(batch.pixels) > 0
         images = self.encode_images(batch.pixels) if has_images else embeds.new_zeros(0, self.tokens_per_tile, embeds.shape[-1])
         embeds = splice(embeds, batch.ids, images, image_token_id=self.language.image_token_id)
-        if not has_images and self.training and (is_trained(self.vision) or is_trained(self.connector)):
+        if not has_images and self._waits_for_images():
             return touch(embeds, self.encode_images(self._blank_tile()))
         return embeds
+
+    def _waits_for_images(self) -> bool:
+        """True if other ranks, which may have images, need this one in the vision backbone and the connector: for its gradients, or its shares of weights."""
+        return is_sharded(self) or (self.training and (is_trained(self.vision) or is_trained(self.connector)))
+
+    def units(self) -> Sequence[nn.Module]:
+        """The modules that are sharded one by one."""
+        return (*self.vision.blocks(), self.connector, *self.language.blocks())
 
     def _blank_tile(self) -> UInt8[Tensor, "1 3 H W"]:
         size = self.image_policy.size

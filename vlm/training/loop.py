@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from vlm.conf.schema import BatchPlan, StageConfig
 from vlm.distributed.collectives import any_rank, sum_lists_over_ranks, sum_over_ranks
-from vlm.distributed.shard import data_parallel, exchange_seconds, gradient_exchange
+from vlm.distributed.placement import Placement
+from vlm.distributed.shard import exchange_seconds, gradient_exchange, is_finite, spread
 from vlm.errors import ConfigError, DataFormatError
 from vlm.training.incidents import Incident, MicroBatchLoss, SpikeDetector
 from vlm.training.meter import COMMUNICATION, OPTIMIZER, Meter
@@ -41,13 +42,13 @@ class Trainee:
     optimizer: torch.optim.AdamW
 
     @classmethod
-    def of(cls, model: nn.Module, stage: StageConfig, world: World) -> "Trainee":
-        """Spread a model over the ranks and make its optimizer.
+    def of(cls, model: nn.Module, stage: StageConfig, world: World, placement: Placement | None = None) -> "Trainee":
+        """Spread a model over the ranks, whole on each unless a placement says otherwise, and make its optimizer.
 
         Raises:
             ConfigError: If a part has a rate but nothing that could be trained.
         """
-        wrapped = data_parallel(model, world)
+        wrapped = spread(model, placement or Placement(replicas=world.size), world)
         return cls(model=model, wrapped=wrapped, optimizer=make_optimizer(model, stage))
 
     @property
@@ -274,7 +275,7 @@ def refuse_broken_weights(model: nn.Module, step: int) -> None:
         ConfigError: If there is one; the remedy is that of a loss that is not a number.
     """
     for name, weight in model.named_parameters():
-        if weight.requires_grad and not weight.isfinite().all():
+        if weight.requires_grad and not is_finite(weight):
             raise ConfigError(
                 f"Step {step}: the update left values in {name!r} that are not finite, so nothing is saved. "
                 "Lower the learning rates (--stage.lr.*) or use --precision fp32; earlier checkpoints are intact."

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vlm.conf.schema import StageConfig
+from vlm.distributed.shard import whole
 from vlm.errors import ConfigError
 
 
@@ -66,7 +67,7 @@ def norms_by_part(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     grads: dict[str, list[torch.Tensor]] = {}
     for group in optimizer.param_groups:
         grads.setdefault(group["part"], []).extend(weight.grad for weight in group["params"] if weight.grad is not None)
-    return {part: nn.utils.get_total_norm(tensors).item() for part, tensors in grads.items()}
+    return {part: whole(nn.utils.get_total_norm(tensors)).item() for part, tensors in grads.items()}
 
 
 def clip_by_norm(weights: Iterable[nn.Parameter], norm: float, largest: float | None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from vlm.data.stream.order import Position
 from vlm.distributed.checkpoint import optimizer_tensors, snapshot
+from vlm.distributed.shard import whole_on_main
 from vlm.models.checkpoint import trained_state
 from vlm.training.checkpoints import Checkpoints, Contents, RunState
 from vlm.training.loop import Trainee, refuse_broken_weights
@@ -58,7 +59,7 @@ class Recorder:
         """
         model: Any = self._trainee.model
         refuse_broken_weights(model, self.step)  # on every rank, so that none waits for one that has left
-        weights = snapshot(trained_state(model), self._world) if self._world.is_main else {}
+        weights = whole_on_main(trained_state(model), self._world)
         optimizer = snapshot(optimizer_tensors(model, self._trainee.optimizer), self._world)
         self._checkpoints.save(self.step, Contents(weights, self._model_values, optimizer, replace(self._state, seconds=self.seconds)))
         self._saved = self.step

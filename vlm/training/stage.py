@@ -24,6 +24,8 @@ from vlm.data.stream.plan import describe as describe_order
 from vlm.data.stream.plan import plan_order
 from vlm.distributed.collectives import any_rank, from_main, main_first
 from vlm.distributed.launch import choose_precision
+from vlm.distributed.placement import Placement
+from vlm.distributed.shard import gathered, is_sharded
 from vlm.errors import ConfigError, Preempted
 from vlm.models import checkpoint
 from vlm.models.build import build, resolve
@@ -97,7 +99,7 @@ def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path
         num_batches = BATCHES_OF_16.steps(min(len(samples), WARM_START_SAMPLES))
         warm_start(model, make_loader(examples, shuffled(len(samples), config.seed), plan=BATCHES_OF_16, num_steps=num_batches))
     values = checkpoint.model_values(model, config.model)
-    trainee = Trainee.of(model, config.stage, world)
+    trainee = Trainee.of(model, config.stage, world, _placement(config, world))
     if resumed:
         load_optimizer(trainee, resumed, world)
     _train(_Run(config, world, trainee, examples, order, plan, num_steps, values), state, samples, shown, validation)
@@ -193,6 +195,7 @@ def _check(config: TrainConfig, world: World) -> BatchPlan:
     The run folder is the main process's business: it may exist already when another rank comes here.
     """
     plan = BatchPlan.of(config.stage, world=world.size)
+    _placement(config, world)
     parts = resolve(config.model)
     context, length = parts.language.max_length, config.stage.max_length
     if length is not None and length > context:
@@ -202,10 +205,15 @@ def _check(config: TrainConfig, world: World) -> BatchPlan:
             check_ridge(parts.connector.build(parts.vision.width, parts.language.width))
     check_trackers(config.tracking.trackers)
     if world.is_main:
-        for line in idle_settings(config):
+        for line in idle_settings(config, ranks=world.size):
             log.warning("warning: %s", line)
         run_folder.check(config)
     return plan
+
+
+def _placement(config: TrainConfig, world: World) -> Placement:
+    parallel = config.parallel
+    return Placement.of(parallel.strategy, world, shard_size=parallel.shard_size, reshard_after_forward=parallel.reshard_after_forward)
 
 
 def _shown_samples(config: TrainConfig) -> list[Sample]:
@@ -301,12 +309,15 @@ def _after_step(
         recorder.advance(step, position)
         if is_due(step, config.checkpoint_every, run.num_steps):  # before anything is looked at, so that a broken picture costs no weights
             recorder.save()
-        if world.is_main and shown and is_due(step, config.tracking.sample_every, run.num_steps):
+        takes_part = world.is_main or is_sharded(model)  # the trackers of other ranks keep nothing
+        if takes_part and shown and is_due(step, config.tracking.sample_every, run.num_steps):
             batches = make_loader(_examples(config, model, shown), shuffled(len(shown), config.seed), plan=SINGLY, num_steps=len(shown))
-            with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=run.autocast):
-                loss = validation.loss(model, batches)
+            with gathered(model):
+                with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=run.autocast):
+                    loss = validation.loss(model, batches)
+                answers = validation.look(model, shown)
             trackers.log(step, {"validation_loss": loss})
-            trackers.show(step, validation.look(model, shown))
+            trackers.show(step, answers)
 
     return after_step
 
