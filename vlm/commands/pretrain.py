@@ -27,9 +27,10 @@ def run(config: TrainConfig) -> Path | None:
         VLMError: If names, data, weights or settings do not fit; everything that can be is checked before weights are loaded.
     """
     from vlm.distributed.launch import launch
+    from vlm.evaluate.answer_match import answer_metrics
     from vlm.evaluate.validation import look, validation_loss
     from vlm.training.stage import Validation, run_stage
 
     world = launch(config.device)
-    run_dir = run_stage(config, world, Validation(loss=validation_loss, look=look))
+    run_dir = run_stage(config, world, Validation(loss=validation_loss, look=look, score=answer_metrics))
     return run_dir if world.is_main else None

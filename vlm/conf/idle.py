@@ -29,6 +29,8 @@ def _tracking(config: TrainConfig) -> list[str]:
         said.append("--tracking.wandb-project and --tracking.wandb-entity have no effect without --tracking.trackers wandb.")
     if not config.stage.validation and tracking.sample_every is not None:
         said.append("--tracking.sample-every has no effect without --stage.validation.")
+    if not config.stage.validation and tracking.generation_metrics:
+        said.append("--tracking.generation-metrics has no effect without --stage.validation.")
     return said
 
 
