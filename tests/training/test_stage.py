@@ -8,6 +8,7 @@ import torch
 from tiny_data import metrics, turns, write
 
 import vlm
+from vlm.conf.idle import idle_settings
 from vlm.conf.schema import LearningRates, LoRAConfig, TrackingConfig, TrainConfig
 from vlm.conf.serialize import read_config
 from vlm.distributed.launch import choose_precision
@@ -59,6 +60,30 @@ def test_validation_loss_is_the_mean_over_the_tokens_of_the_samples_shown(tiny, 
     lines = metrics(vlm.train(config))
     (validation,) = [line["validation_loss"] for line in lines if "validation_loss" in line]
     assert validation == pytest.approx(lines[0]["loss"], abs=1e-4)  # the same eight samples, weights all but unchanged
+
+
+def test_generation_metrics_stand_beside_the_validation_loss_on_request(tiny, data):
+    config = tiny("align", validation=str(data), tracking=TrackingConfig(num_samples=4, generation_metrics=True), max_steps=1)
+    lines = metrics(vlm.train(config))
+    (validation,) = [line for line in lines if "validation_loss" in line]
+    (samples,) = [line["samples"] for line in lines if "samples" in line]
+    right = [sample["generated"].lower().rstrip(".") == sample["reference"].lower().rstrip(".") for sample in samples]
+    assert validation["validation/exact_match"] == sum(right) / 4
+    assert 0 <= validation["validation/token_f1"] <= 1
+    assert "--tracking.generation-metrics has no effect without --stage.validation." in idle_settings(tiny("align", tracking=config.tracking))
+
+
+def test_tensorboard_has_the_keys_of_metrics_jsonl(tiny, data):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracking = TrackingConfig(trackers=("jsonl", "tensorboard"), num_samples=2, generation_metrics=True)
+    run_dir = vlm.train(tiny("align", validation=str(data), tracking=tracking, max_steps=2))
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    keys = {key for line in metrics(run_dir) for key in line if key not in ("step", "samples")}
+    assert {"loss", "lr/connector", "validation_loss", "validation/token_f1"} <= keys == set(events.Tags()["scalars"])
+    assert events.Tags()["tensors"] == ["samples/text_summary"]
+    assert len(events.Tags()["images"]) == 2
 
 
 def test_log_every_thins_out_the_lines_but_keeps_the_last(tiny):

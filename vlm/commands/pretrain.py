@@ -31,11 +31,12 @@ def run(config: TrainConfig) -> Path | None:
         _print_dry_run(config)
         return None
     from vlm.distributed.launch import launch
+    from vlm.evaluate.answer_match import answer_metrics
     from vlm.evaluate.validation import look, validation_loss
     from vlm.training.stage import Validation, run_stage
 
     world = launch(config.device)
-    run_dir = run_stage(config, world, Validation(loss=validation_loss, look=look))
+    run_dir = run_stage(config, world, Validation(loss=validation_loss, look=look, score=answer_metrics))
     return run_dir if world.is_main else None
 
 

@@ -47,6 +47,8 @@ def _tracking(config: TrainConfig) -> list[str]:
         said.append("--tracking.sample-every has no effect without --stage.validation.")
     if config.assume != AssumeConfig() and not config.dry_run:
         said.append("The settings of --assume have no effect without --dry-run.")
+    if not config.stage.validation and tracking.generation_metrics:
+        said.append("--tracking.generation-metrics has no effect without --stage.validation.")
     return said
 
 

@@ -210,8 +210,8 @@ class StageConfig:
 class TrackingConfig:
     """Where metrics go."""
 
-    trackers: tuple[Literal["jsonl", "wandb"], ...] = ("jsonl",)
-    """jsonl writes metrics.jsonl into the run folder; wandb logs to Weights & Biases (set WANDB_MODE=offline to work without a network)."""
+    trackers: tuple[Literal["jsonl", "wandb", "tensorboard"], ...] = ("jsonl",)
+    """jsonl: metrics.jsonl in the run folder, which `vlm report` reads; wandb: Weights & Biases (WANDB_MODE=offline works without a network); tensorboard."""
     wandb_project: str = "vlm"
     """Project in Weights & Biases."""
     wandb_entity: str | None = None
@@ -222,6 +222,8 @@ class TrackingConfig:
     """Optimizer steps between two looks at validation pictures with generated text; None: at the end only."""
     num_samples: int = 8
     """Validation pictures a look."""
+    generation_metrics: bool = False
+    """Compare the answers at each look with their references: validation/exact_match and validation/token_f1, 0 to 1. Answers are cut at 32 tokens."""
 
     def __post_init__(self) -> None:
         _check_at_least(1, "tracking", log_every=self.log_every, sample_every=self.sample_every, num_samples=self.num_samples)

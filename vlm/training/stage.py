@@ -31,7 +31,7 @@ from vlm.models import checkpoint
 from vlm.models.build import build, resolve
 from vlm.models.parameters import parameter_table
 from vlm.models.vision_language import VisionLanguageModel
-from vlm.tracking import JSONL, Progress, Shown, Tracker, Trackers, WandB, check_trackers, counting
+from vlm.tracking import JSONL, Progress, Shown, SystemMetrics, TensorBoard, Tracker, Trackers, WandB, check_trackers, counting
 from vlm.training import run_folder
 from vlm.training.checkpoints import Checkpoints, RunState
 from vlm.training.incidents import Incidents
@@ -60,10 +60,12 @@ class Validation:
     Attributes:
         loss: Mean loss over batches.
         look: Answers to the first questions of samples.
+        score: Answers compared with their references, as metrics by name; with --tracking.generation-metrics.
     """
 
     loss: Callable[[VisionLanguageModel, Iterable[ChatBatch]], float]
     look: Callable[[VisionLanguageModel, Sequence[Sample]], list[Shown]]
+    score: Callable[[Sequence[Shown]], Mapping[str, float]]
 
 
 def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path:
@@ -140,7 +142,7 @@ def _train(run: _Run, state: RunState, samples: SampleSet, shown: Sequence[Sampl
         num_workers=config.stage.num_workers,
         pin_memory=world.device.type == "cuda",
     )
-    trackers = Trackers(_trackers(config, run.num_steps, state.step) if world.is_main else [])
+    trackers = Trackers(_trackers(config, run.num_steps, state.step) if world.is_main else [], also=SystemMetrics(world.device))
     with trackers, checkpoints, stop_signals() as signaled:
         limit = math.inf if config.stage.max_time is None else config.stage.max_time * 3600
         hooks = Hooks(
@@ -270,11 +272,20 @@ def _trackers(config: TrainConfig, num_steps: int, taken: int) -> list[Tracker]:
     trackers: list[Tracker] = []
     if "wandb" in tracking.trackers:  # first: it may refuse, and then nothing else is open
         trackers.append(
-            WandB(run_id=config.run_id, run_dir=config.run_dir, config=to_dict(config), project=tracking.wandb_project, entity=tracking.wandb_entity)
+            WandB(
+                run_id=config.run_id,
+                run_dir=config.run_dir,
+                config=to_dict(config),
+                project=tracking.wandb_project,
+                entity=tracking.wandb_entity,
+                resumed=taken > 0,
+            )
         )
     if "jsonl" in tracking.trackers:
         trackers.append(JSONL(config.run_dir / "metrics.jsonl", after_step=taken))
-    return [*trackers, Progress(config.run_id, num_steps)]
+    if "tensorboard" in tracking.trackers:
+        trackers.append(TensorBoard(config.run_dir / "tensorboard", after_step=taken))
+    return [*trackers, Progress(config.run_id, num_steps, taken=taken)]
 
 
 def _logger(config: TrainConfig, trackers: Trackers, num_steps: int) -> Callable[[int, Mapping[str, float]], None]:
@@ -316,7 +327,7 @@ def _after_step(
                 with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=run.autocast):
                     loss = validation.loss(model, batches)
                 answers = validation.look(model, shown)
-            trackers.log(step, {"validation_loss": loss})
+            trackers.log(step, {"validation_loss": loss, **(validation.score(answers) if config.tracking.generation_metrics else {})})
             trackers.show(step, answers)
 
     return after_step
