@@ -272,14 +272,7 @@ def _trackers(config: TrainConfig, num_steps: int, taken: int) -> list[Tracker]:
     trackers: list[Tracker] = []
     if "wandb" in tracking.trackers:  # first: it may refuse, and then nothing else is open
         trackers.append(
-            WandB(
-                run_id=config.run_id,
-                run_dir=config.run_dir,
-                config=to_dict(config),
-                project=tracking.wandb_project,
-                entity=tracking.wandb_entity,
-                resumed=taken > 0,
-            )
+            WandB(run_id=config.run_id, run_dir=config.run_dir, config=to_dict(config), project=tracking.wandb_project, entity=tracking.wandb_entity)
         )
     if "jsonl" in tracking.trackers:
         trackers.append(JSONL(config.run_dir / "metrics.jsonl", after_step=taken))
