@@ -34,3 +34,13 @@ def test_several_processes_keep_gradients_twice():
     one, two = (memory_of(model, NOTHING_KEPT, num_devices=n, recomputed=()) for n in (1, 2))
     assert two.gradients == 2 * one.gradients
     assert two.optimizer == one.optimizer
+
+
+def test_shards_divide_what_is_trained_and_blocks_are_whole_while_they_work():
+    model = skeleton(PRESETS["llava-1.5-7b/finetune"].model, precision="bf16", trained=("connector", "language"))
+    whole, shared = (memory_of(model, NOTHING_KEPT, num_devices=8, recomputed=(), shards=n) for n in (1, 8))
+    assert shared.optimizer == whole.optimizer // 8
+    assert shared.gradients == whole.gradients // 16
+    block = sum(weight.nbytes for weight in model.language.blocks()[0].parameters())
+    outside = 2 * (2 * 32_000 * 4096)  # embeddings and head, bf16
+    assert shared.weights == pytest.approx(whole.weights / 8 + 2 * block + outside, rel=0.02)

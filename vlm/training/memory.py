@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
 from vlm.models.trace import Kept
+from vlm.models.vision_language import VisionLanguageModel
 
 ADAM_AVERAGES = 2  # of the gradient and of its square (Kingma and Ba 2014, arXiv:1412.6980), in the type of the weight
+BLOCKS_AT_WORK = 2  # FSDP2 gathers the next block while one is computed
 DDP_COPIES = 2  # the gradient, and its place in a bucket of the exchange
 
 
@@ -33,19 +33,28 @@ class Memory:
         return sum(vars(self).values())
 
 
-def memory_of(model: nn.Module, kept: Kept, *, num_devices: int, recomputed: Sequence[str]) -> Memory:
-    """Memory under DistributedDataParallel: every device has all weights, gradients and averages.
+def memory_of(model: VisionLanguageModel, kept: Kept, *, num_devices: int, recomputed: Sequence[str], shards: int = 1) -> Memory:
+    """Memory under DistributedDataParallel, where every device has everything, or under FSDP2, where it has its shares and the blocks at work.
 
     Args:
         model: The model, its frozen parts frozen.
         kept: What a micro-batch keeps for the backward pass.
         num_devices: Processes that exchange gradients.
         recomputed: Parts with gradient checkpointing.
+        shards: Devices that share one copy of the weights; 1: none do.
     """
+    weights = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
     trained = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
+    copies = DDP_COPIES if num_devices > 1 and shards == 1 else 1
     return Memory(
-        weights=sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]),
-        gradients=trained * (DDP_COPIES if num_devices > 1 else 1),
-        optimizer=trained * ADAM_AVERAGES,
+        weights=weights if shards == 1 else weights // shards + _gathered(model),
+        gradients=trained * copies // shards,
+        optimizer=trained * ADAM_AVERAGES // shards,
         activations=kept.total(recomputed=recomputed),
     )
+
+
+def _gathered(model: VisionLanguageModel) -> int:
+    """Bytes of weights that a device has whole under FSDP2: the block that is computed, the next one, and what is in no block."""
+    blocks = [sum(weight.nbytes for weight in block.parameters()) for tower in (model.vision, model.language) for block in tower.blocks()]
+    return sum(weight.nbytes for weight in model.parameters()) - sum(blocks) + sum(sorted(blocks)[-BLOCKS_AT_WORK:])
