@@ -11,7 +11,7 @@ from tiny_data import rows, write
 import vlm
 from vlm.backbones.language import base
 from vlm.conf.presets import PRESETS
-from vlm.conf.schema import AssumeConfig, TrainConfig
+from vlm.conf.schema import AssumeConfig, ParallelConfig, TrainConfig
 from vlm.errors import ConfigError, UnknownNameError
 from vlm.training.dry_run import DryRun, describe, dry_run, published_samples
 
@@ -137,3 +137,13 @@ def test_the_script_takes_less_than_twenty_seconds():
     assert "312 TFLOP/s" in done.stdout
     # of the processor, so that other work on the machine does not count; most of it is the import of transformers
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < MAX_SECONDS
+
+
+def test_devices_that_share_a_copy_need_less_and_say_so():
+    def estimate(parallel):
+        return dry_run(replace(assumed("llava-1.5-7b/finetune", num_devices=8), parallel=parallel))
+
+    whole, shared, grouped = map(estimate, (ParallelConfig("ddp"), ParallelConfig("fsdp"), ParallelConfig("hsdp", shard_size=4)))
+    assert [run.shards for run in (whole, shared, grouped)] == [1, 8, 4]
+    assert shared.memory.total < grouped.memory.total < whole.memory.total
+    assert "weights shared by 4 devices" in "\n".join(describe(grouped))

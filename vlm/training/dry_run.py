@@ -16,6 +16,7 @@ from vlm.data.datasets import DATASETS
 from vlm.data.reader import open_dataset
 from vlm.data.stream.mixture import draws_an_epoch, parse_mixture
 from vlm.distributed.launch import choose_precision
+from vlm.distributed.placement import Placement
 from vlm.errors import ConfigError, VLMError
 from vlm.models.build import skeleton
 from vlm.models.flops import KINDS, FlopModel, Work
@@ -25,8 +26,10 @@ from vlm.models.vision_language import PARTS, VisionLanguageModel
 from vlm.training.memory import Memory, memory_of
 from vlm.training.peak import Peak, named_peak, peak_of
 from vlm.training.start import freeze_unused
+from vlm.types import World
 
 DEFAULT_DEVICE = "H100"
+DEVICES_PER_NODE = 8  # where nobody says otherwise
 GIB = 2**30
 
 
@@ -63,6 +66,7 @@ class DryRun:
         flops: FLOPs of an optimizer step over all devices, by part and kind.
         useful: Those of them that tokens and pictures need.
         memory: Bytes of each device.
+        shards: Devices that hold a copy of the weights together.
         peak: Peak of each device.
         num_samples: Conversations of an epoch; None if nobody says.
         num_steps: Optimizer steps; None if they depend on an unknown number of samples.
@@ -76,6 +80,7 @@ class DryRun:
     flops: dict[tuple[str, str], float]
     useful: float
     memory: Memory
+    shards: int
     peak: Peak
     num_samples: int | None
     num_steps: int | None
@@ -90,11 +95,12 @@ def dry_run(config: TrainConfig) -> DryRun:
     """Estimate a run.
 
     Raises:
-        VLMError: If names are unknown, parts do not fit, the batch cannot be cut, or a picture has more tokens than the context.
+        VLMError: If names are unknown, parts do not fit, the batch or the devices cannot be cut, or a picture has more tokens than the context.
     """
     assume, stage = config.assume, config.stage
     plan = BatchPlan.of(stage, world=assume.num_devices or int(os.environ.get("WORLD_SIZE", "1")))
     precision, peak = _device(config)
+    shards = _shards(config, plan.world)
     model = skeleton(config.model, precision=precision, trained=stage.lr.trained)
     freeze_unused(model)
     row = _row(config, model)
@@ -111,11 +117,18 @@ def dry_run(config: TrainConfig) -> DryRun:
         row=row,
         flops=flops.count(work),
         useful=flops.useful(work),
-        memory=memory_of(model, traced.kept, num_devices=plan.world, recomputed=recomputed),
+        memory=memory_of(model, traced.kept, num_devices=plan.world, recomputed=recomputed, shards=shards),
+        shards=shards,
         peak=peak,
         num_samples=num_samples,
         num_steps=_steps(stage, num_samples, samples_per_step=stage.global_batch_size * row.samples),
     )
+
+
+def _shards(config: TrainConfig, num_devices: int) -> int:
+    """Devices that hold a copy of the weights together."""
+    world = World(rank=0, size=num_devices, device=torch.device("cpu"), ranks_per_node=min(num_devices, DEVICES_PER_NODE))
+    return Placement.of(config.parallel.strategy, world, shard_size=config.parallel.shard_size).shards if num_devices > 1 else 1
 
 
 def _device(config: TrainConfig) -> tuple[str, Peak]:
@@ -220,8 +233,11 @@ def _flops_lines(run: DryRun) -> list[str]:
 def _memory_lines(run: DryRun) -> list[str]:
     rows = [[kind, f"{size / GIB:.2f}"] for kind, size in vars(run.memory).items()]
     checkpointed = ", ".join(run.config.stage.gradient_checkpointing) or "none"
+    held = "every device with all weights" if run.shards == 1 else f"weights shared by {run.shards} devices"
+    quantized = [f"{tower} unquantized" for tower, lora in vars(run.config.model.lora).items() if lora.rank and lora.quantize != "none"]
+    held = ", ".join([held, *quantized])
     return [
-        f"Memory of each device in GiB: {run.precision}, every device with all weights, gradient checkpointing: {checkpointed}; kernels' buffers come on top:",
+        f"Memory of each device in GiB: {run.precision}, {held}, gradient checkpointing: {checkpointed}; kernels' buffers come on top:",
         *_table(["kind", "GiB"], [*rows, ["total", f"{run.memory.total / GIB:.2f}"]]),
     ]
 
