@@ -5,12 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tiny_data import images_of_ranks, losses, metrics, write
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 import vlm
 from vlm.conf.schema import LearningRates, LoRATowers, ParallelConfig, TrackingConfig
 from vlm.conf.serialize import write_config
+from vlm.distributed.placement import Placement
+from vlm.distributed.shard import gathered, is_sharded, place_of, spread, whole_on_main
+from vlm.errors import ConfigError
+from vlm.training.loop import refuse_broken_weights
+from vlm.types import World
 
 pytestmark = pytest.mark.dist
 
@@ -41,6 +49,8 @@ def run_both(configs, torchrun, tmp_path, *, of=lambda name: name, processes=2):
 def assert_same(pairs, *, tolerance=1e-5):
     for name, (one, many) in pairs.items():
         assert losses(many) == pytest.approx(losses(one), abs=tolerance), name
+        norms = [[line["grad_norm"] for line in metrics(run) if "loss" in line] for run in (one, many)]
+        assert norms[1] == pytest.approx(norms[0], rel=1e-3), name
         first, second = (load_file(sorted(run.glob("checkpoints/*/weights.safetensors"))[-1]) for run in (one, many))
         assert first.keys() == second.keys(), name
         # A key's bias has no effect on attention: its gradient is rounding alone, and Adam makes steps of a whole rate of it.
@@ -49,6 +59,71 @@ def assert_same(pairs, *, tolerance=1e-5):
         assert distances[worst] < 5e-4, (name, worst, distances[worst])
         manifests = [json.loads(next(run.glob("checkpoints/*/model.json")).read_text(encoding="utf-8")) for run in (one, many)]
         assert manifests[0]["fingerprints"] == manifests[1]["fingerprints"], name
+
+
+class Tied(nn.Module):
+    """Three weights of one shape, two of them tied."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head, self.twin = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False), nn.Linear(4, 6, bias=False)
+        self.head.weight = self.table.weight
+
+    def units(self):
+        return (self.twin,)
+
+
+@pytest.fixture
+def alone(_group):
+    """A model of which one rank holds every share, and its weights from before."""
+    model = Tied()
+    before = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+    spread(model, Placement(is_sharded=True), World.single())
+    assert all(isinstance(weight, DTensor) for weight in model.parameters())
+    return model, before
+
+
+@pytest.fixture
+def _group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_weights_of_a_sharded_model_come_back_whole(alone):
+    model, before = alone
+    assert is_sharded(model)
+    after = whole_on_main(model.state_dict(), World.single())
+    assert after.keys() == before.keys()
+    for name, weight in after.items():
+        assert type(weight) is torch.Tensor
+        torch.testing.assert_close(weight, before[name], atol=0, rtol=0)
+    with torch.no_grad():
+        model.twin.weight.zero_()
+    torch.testing.assert_close(after["twin.weight"], before["twin.weight"], atol=0, rtol=0)  # a copy
+
+
+def test_tied_weights_are_known_as_one_and_others_are_not(alone):
+    table, head, twin = alone[0].state_dict(keep_vars=True).values()
+    assert place_of(table) == place_of(head) != place_of(twin)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_value_that_is_not_finite_is_found_in_a_share(alone, value):
+    model, _ = alone
+    refuse_broken_weights(model, 3)
+    with torch.no_grad():
+        model.twin.weight.to_local()[5, 3] = value
+    with pytest.raises(ConfigError, match=r"Step 3: the update left values in 'twin.weight' that are not finite"):
+        refuse_broken_weights(model, 3)
+
+
+def test_methods_of_parts_can_be_called_where_the_model_is_gathered(alone):
+    model, before = alone
+    whole_on_main(model.state_dict(), World.single())
+    with gathered(model):
+        torch.testing.assert_close(model.table(torch.tensor([2]))[0], before["table.weight"][2], atol=0, rtol=0)
+    assert all(isinstance(weight, DTensor) for weight in model.parameters())
 
 
 def test_sharded_ranks_train_as_one_process(tiny, torchrun, tmp_path):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -86,6 +87,21 @@ def fail(tmp_path: Path, *arguments: str | Path) -> list[str]:
 def test_error_of_all_ranks_is_said_once(tmp_path):
     (line,) = fail(tmp_path, "--stage.dataset", "easy-vqq")
     assert line.startswith("vlm pretrain: No dataset named 'easy-vqq'. Did you mean 'easy-vqa'")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--stage.global-batch-size", "7"), r"7 is not a multiple of --stage.per-device-batch-size 4 x 2 device\(s\) = 8. Nearest .* 8\.$"),
+        (("--stage.global-batch-size", "12"), r"Nearest that fit: --stage.global-batch-size 8 or 16, or --stage.per-device-batch-size 3\.$"),
+        (("--parallel.strategy", "hsdp", "--parallel.shard-size", "3"), r"shard-size 3 does not divide the 2 ranks .*: --parallel.shard-size 2\.$"),
+    ],
+    ids=["odd", "batch", "groups"],
+)
+def test_impossible_arithmetic_is_refused_before_anything_is_read(tmp_path, given, said):
+    (line,) = fail(tmp_path, *given, "--stage.dataset", "easy-vqa", "--data-root", "nowhere")
+    assert re.search(said, line), line
 
 
 @pytest.mark.slow
