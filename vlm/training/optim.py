@@ -26,7 +26,7 @@ def make_optimizer(model: nn.Module, stage: StageConfig) -> torch.optim.AdamW:
         for decay, chosen in ((stage.weight_decay, [p for p in weights if p.ndim > 1]), (0.0, [p for p in weights if p.ndim <= 1])):
             if chosen:
                 groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "part": part})
-    return torch.optim.AdamW(groups, betas=stage.betas)
+    return torch.optim.AdamW(groups, betas=stage.betas, fused=True)  # one pass over each weight instead of a dozen
 
 
 def set_rates(optimizer: torch.optim.Optimizer, stage: StageConfig, step: int, num_steps: int) -> None:
