@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from vlm.conf.presets import PRESETS
-from vlm.conf.schema import LoRAConfig, StageConfig, TrainConfig
+from vlm.conf.schema import LoRAConfig, LoRATowers, StageConfig, TrainConfig
 
 LARGE_FAMILY = 8  # models
 
@@ -30,7 +30,7 @@ class ModelPresets:
         """The composition, and what its last stage does: every stage before it can be seen with `vlm inspect`."""
         last = self.configs[-1]
         parts = {"vision": last.model.vision, "connector": last.model.connector, "language": last.model.language}
-        stage = {"dataset": last.stage.dataset, "passes": _passes(last.stage), "trains": _trains(last.stage, last.model.lora.language)}
+        stage = {"dataset": last.stage.dataset, "passes": _passes(last.stage), "trains": _trains(last.stage, last.model.lora)}
         return {"name": self.name, **parts, "resize": last.model.resize, **stage}
 
 
@@ -77,6 +77,10 @@ def _passes(stage: StageConfig) -> str:
     return f"{stage.epochs:g}" if stage.max_steps is None else f"{stage.max_steps:,} steps"
 
 
-def _trains(stage: StageConfig, lora: LoRAConfig) -> str:
-    adapted = {"language": f"rank-{lora.rank} adapter"} if lora.rank else {}
+def _adapters(lora: LoRATowers) -> tuple[tuple[str, LoRAConfig, str], ...]:
+    return ("language", lora.language, ""), ("vision", lora.vision, " of vision")
+
+
+def _trains(stage: StageConfig, lora: LoRATowers) -> str:
+    adapted = {tower: f"rank-{adapter.rank} adapter{of}" for tower, adapter, of in _adapters(lora) if adapter.rank}
     return ", ".join(adapted.get(part, part) for part in stage.lr.trained)
