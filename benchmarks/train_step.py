@@ -147,7 +147,7 @@ def their_step(image_token_id: int, stage: str, *, half: bool, like: VisionLangu
     """transformers' LLaVA in a plain loop: sdpa, fused AdamW, frozen parts without gradients; the weights of `like`."""
     import transformers
 
-    text = {**LANGUAGE["tiny-llama"].architecture, **LANGUAGE_SIZE}
+    text: dict[str, Any] = {**LANGUAGE["tiny-llama"].architecture, **LANGUAGE_SIZE}
     config = transformers.LlavaConfig(
         vision_config={"model_type": "siglip_vision_model", **VISION_SIZE},
         text_config=transformers.AutoConfig.for_model(text.pop("model_type"), **text),
@@ -156,9 +156,9 @@ def their_step(image_token_id: int, stage: str, *, half: bool, like: VisionLangu
         vision_feature_layer=-2,
         vision_feature_select_strategy="full",
         tie_word_embeddings=False,
-        attn_implementation="sdpa",
     )
     llava: Any = transformers.LlavaForConditionalGeneration(config)
+    assert llava.config._attn_implementation == "sdpa"  # transformers' default
     if like is not None:
         llava.model.vision_tower.load_state_dict(like.vision.model.state_dict())
         llava.model.multi_modal_projector.linear_1.load_state_dict(like.connector.body[0].state_dict())

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vlm.errors import DataFormatError
+from vlm.models import losses
 from vlm.types import IGNORE_INDEX, ChatBatch, Documents
 
 ONE = ["<image>\nWhat color is the circle?", "blue", "And the shape?", "A red square."]
@@ -47,6 +48,18 @@ def test_loss_is_the_mean_over_labels_of_plain_cross_entropy(compose, chat_batch
     loss = model(batch)
     assert int(loss.count) == batch.num_labels
     torch.testing.assert_close(loss.sum / loss.count, expected)
+
+
+def test_logits_in_chunks_give_the_same_loss_and_gradients(compose, chat_batch, monkeypatch):
+    results = []
+    for whole in (2**28, 0):
+        monkeypatch.setattr(losses, "WHOLE", whole)
+        monkeypatch.setattr(losses, "CHUNK", 3 * 384)
+        model = compose(trained=("connector", "language")).train()
+        loss = model(chat_batch(model, [ONE, TEXT, TWO]))
+        loss.sum.backward()
+        results.append((loss.sum, loss.count, [weight.grad for weight in model.parameters() if weight.requires_grad]))
+    torch.testing.assert_close(*results)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from vlm.backbones.language.base import HFCausalLM
 from vlm.backbones.lora import LoRAOptions
 from vlm.distributed.shard import is_sharded
 from vlm.messages import ChatTemplate, Message
-from vlm.models.losses import cross_entropy, cross_entropy_by_source
+from vlm.models.losses import cross_entropy, cross_entropy_by_source, in_chunks
 from vlm.models.splice import splice, touch
 from vlm.types import ChatBatch, ImagePolicy, LossSum, TokensPerTile
 
@@ -94,11 +94,16 @@ class VisionLanguageModel(nn.Module):
         places, before = batch.targets
         targets = batch.labels.flatten()[places]  # [M]
         rows = self.hidden(batch).flatten(0, 1)[before]  # [M, E]: rows are selected first, so that the head gets a contiguous matrix
-        logits = self.language.logits(rows)
-        if batch.sources is None:
-            return cross_entropy(logits, targets)
-        document = torch.searchsorted(batch.documents.starts, places, right=True) - 1
-        return cross_entropy_by_source(logits, targets, batch.sources[document], len(batch.samples_by_source))
+        sources = None
+        if batch.sources is not None:
+            sources = batch.sources[torch.searchsorted(batch.documents.starts, places, right=True) - 1]
+        number = len(batch.samples_by_source)
+
+        def loss(rows: Tensor, targets: Tensor, sources: Tensor | None) -> LossSum:
+            logits = self.language.logits(rows)
+            return cross_entropy(logits, targets) if sources is None else cross_entropy_by_source(logits, targets, sources, number)
+
+        return in_chunks(loss, rows, targets, sources, vocabulary=self.language.num_logits)
 
     def chat(
         self, images: Sequence[Image.Image], text: str, *, history: Sequence[Message] = (), stream: bool = False, **sampling: Any

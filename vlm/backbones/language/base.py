@@ -122,6 +122,11 @@ class HFCausalLM(nn.Module):
         """Next-token scores by the model's own head, its bias included."""
         return self.model.get_output_embeddings()(hidden)
 
+    @property
+    def num_logits(self) -> int:
+        """Scores that the head gives for a row, padding of the vocabulary included."""
+        return self.model.get_output_embeddings().weight.shape[0]
+
     def generate(self, embeds: Float[Tensor, "B T E"], mask: Int[Tensor, "B T"], **settings: Any) -> Int[Tensor, "B new"]:
         """The new tokens alone, by transformers' own `generate` on spliced, left-padded embeddings; greedy unless `settings` say otherwise."""
         return self.model.generate(inputs_embeds=embeds, attention_mask=mask, **settings)
