@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.language.base import build_language
-from vlm.backbones.language.lora import LoRAOptions
 from vlm.backbones.loading import Load
+from vlm.backbones.lora import LoRAOptions, add_lora
 from vlm.backbones.vision import VISION
 from vlm.conf.schema import LearningRates, StageConfig
 from vlm.connectors import CONNECTORS
@@ -116,12 +116,15 @@ def our_model(vision_spec: Any, language_spec: Any, *, stage: str, half: bool) -
     torch.manual_seed(0)
     frozen = torch.bfloat16 if half else torch.float32
     vision: Any = vision_spec.build(vision_spec, Load(None))
-    lora = LoRAOptions(rank=16, alpha=32.0, dropout=0.0, targets=language_spec.lora_targets) if stage == "lora" else None
-    language = build_language(language_spec, Load(None, torch.float32 if stage == "finetune" else frozen), lora=lora)
+    adapters = {"language": LoRAOptions(rank=16, alpha=32.0, dropout=0.0, targets=language_spec.lora_targets)} if stage == "lora" else {}
+    language = build_language(language_spec, Load(None, torch.float32 if stage == "finetune" else frozen))
+    for options in adapters.values():
+        add_lora(language.model, options)
     connector = CONNECTORS["mlp2x-gelu"].build(vision.width, language.width)
     policy = ImagePolicy(size=vision.image_size)
     model = VisionLanguageModel(vision.to(frozen), connector, language, tokens_per_tile=vision.num_patches, image_policy=policy)
-    freeze(model, TRAINED[stage], has_adapter=lora is not None)
+    model.adapters = adapters
+    freeze(model, TRAINED[stage])
     return model.train()
 
 
