@@ -93,10 +93,19 @@ def test_second_install_does_nothing_until_the_pins_change(checkout: Path):
     assert log.exists()
 
 
-@pytest.mark.parametrize(("target", "expression"), [("test", "not slow and not network and not gpu"), ("test-all", "not network and not gpu")])
-def test_target_runs_pytest_with_markers(checkout: Path, target: str, expression: str):
+@pytest.mark.parametrize(
+    ("target", "commands"),
+    [
+        ("test", ['-n 2 --dist worksteal -m "not slow and not network and not gpu"']),
+        ("test-all", ['-n 2 --dist worksteal -m "not alone and not network and not gpu"', "-m alone"]),
+    ],
+)
+def test_target_runs_pytest_with_markers(checkout: Path, target: str, commands: list[str]):
     done = make(checkout, "-n", target, "ARGS=-k splice")
-    assert f'.venv/bin/pytest -m "{expression}" -k splice' in done.stdout
+    lines = [line for line in done.stdout.splitlines() if "pytest" in line]
+    assert len(lines) == len(commands)
+    for line, command in zip(lines, commands, strict=True):
+        assert line.startswith(f".venv/bin/pytest {command} -k splice")
 
 
 def test_help_lists_every_target(checkout: Path):

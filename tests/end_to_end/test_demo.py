@@ -8,6 +8,8 @@ import pytest
 
 MINUTES = 8
 
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
@@ -18,7 +20,6 @@ def demo(tmp_path_factory):
     return folder, result, json.loads((folder / "runs" / "demo" / "summary.json").read_text())
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3 * MINUTES * 60)
 def test_demo_reaches_its_numbers_on_held_out_pictures(demo):
     _, _, summary = demo
@@ -31,7 +32,6 @@ def test_demo_reaches_its_numbers_on_held_out_pictures(demo):
     assert {"accuracy", "shuffled_images", "question_only"} <= finetune["yes_no"].keys()
 
 
-@pytest.mark.slow
 def test_demo_stays_in_time_and_memory(demo):
     _, _, summary = demo
     assert set(summary["seconds"]) == {"prepare", "align", "finetune", "evaluate", "total"}
@@ -41,7 +41,6 @@ def test_demo_stays_in_time_and_memory(demo):
     assert "torch" in summary["versions"]
 
 
-@pytest.mark.slow
 def test_demo_writes_a_report_and_ends_with_a_line_that_chats(demo):
     folder, result, _ = demo
     page = (folder / "runs" / "demo" / "report.html").read_text(encoding="utf-8")
