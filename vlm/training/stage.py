@@ -22,7 +22,7 @@ from vlm.data.stream.loader import make_loader
 from vlm.data.stream.order import RowOrder, shuffled
 from vlm.data.stream.plan import describe as describe_order
 from vlm.data.stream.plan import plan_order
-from vlm.distributed.collectives import any_rank, from_main, main_first
+from vlm.distributed.collectives import any_rank, from_main, main_first, wait_for_all
 from vlm.distributed.launch import choose_precision
 from vlm.distributed.placement import Placement
 from vlm.distributed.shard import gathered, is_sharded
@@ -86,12 +86,11 @@ def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path
     config = replace(config, init_from=config.init_from if resumed else start, precision=precision)  # type: ignore[arg-type]
 
     model = _build(config, precision, start).to(world.device)
-    if world.is_main:
-        (run_folder.store if resumed else run_folder.create)(config)
     examples = _examples(config, model, samples)
     order, num_steps, steps = _plan(config, samples, examples, world)
     state = read_state(resumed, digest_order(order)) if resumed else RunState(data=digest_order(order))
     if world.is_main:
+        (run_folder.store if resumed else run_folder.create)(config)
         log.info("%s: %d samples, %s, %s on %s x %d", config.run_id, order.units.num_samples, steps, precision, world.device.type, world.size)
         for line in [*parameter_table(model), *describe_order(order, config.stage, samples)]:
             log.info(line)
@@ -313,15 +312,19 @@ def _after_step(
         recorder.advance(step, position)
         if is_due(step, config.checkpoint_every, run.num_steps):  # before anything is looked at, so that a broken picture costs no weights
             recorder.save()
-        takes_part = world.is_main or is_sharded(model)  # the trackers of other ranks keep nothing
-        if takes_part and shown and is_due(step, config.tracking.sample_every, run.num_steps):
-            batches = make_loader(_examples(config, model, shown), shuffled(len(shown), config.seed), plan=SINGLY, num_steps=len(shown))
-            with gathered(model):
-                with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=run.autocast):
-                    loss = validation.loss(model, batches)
-                answers = validation.look(model, shown)
-            trackers.log(step, {"validation_loss": loss, **(validation.score(answers) if config.tracking.generation_metrics else {})})
-            trackers.show(step, answers)
+        if shown and is_due(step, config.tracking.sample_every, run.num_steps):
+            if world.is_main or is_sharded(model):  # the trackers of other ranks keep nothing
+                look(step)
+            wait_for_all(world)  # with more patience than the exchange of gradients has
+
+    def look(step: int) -> None:
+        batches = make_loader(_examples(config, model, shown), shuffled(len(shown), config.seed), plan=SINGLY, num_steps=len(shown))
+        with gathered(model):
+            with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=run.autocast):
+                loss = validation.loss(model, batches)
+            answers = validation.look(model, shown)
+        trackers.log(step, {"validation_loss": loss, **(validation.score(answers) if config.tracking.generation_metrics else {})})
+        trackers.show(step, answers)
 
     return after_step
 
