@@ -23,8 +23,7 @@ def test_full_disk_is_one_line_with_the_remedy():
     tracker = JSONL(Path("/dev/full"))
     with pytest.raises(ConfigError, match=r"/dev/full cannot be written: No space left on device. Free space, or choose another --run-root"):
         tracker.log(1, {"loss": 1.0})
-    with pytest.raises(OSError, match="No space"):
-        tracker.finish()
+    tracker.finish()  # it was said once
 
 
 def test_resumed_file_loses_later_steps_and_a_last_line_that_was_cut(tmp_path):

@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -187,19 +186,27 @@ def test_latest_checkpoints_and_multiples_stay(tiny):
     assert [step_of(folder) for folder in list_checkpoints(run_dir)] == [4, 8, 9]
 
 
+PRELOADED = ("torch", "vlm.training.stage", "vlm.commands.pretrain", "vlm.evaluate.validation", "transformers.models.llama.modeling_llama", "peft")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_run_killed_at_random_moments_ends_bit_equal(tiny, tmp_path, one_thread, monkeypatch):
+def test_run_killed_at_random_moments_ends_bit_equal(tiny, tmp_path, monkeypatch):
     """SIGKILL, also in the middle of a save; after each kill every checkpoint is whole, and no more than one interval is lost."""
     config = with_dropout(tiny("finetune", max_steps=300, global_batch_size=2, per_device_batch_size=1, checkpoint_every=INTERVAL, keep_last=3))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    whole = vlm.train(replace(config, run_root=tmp_path / "whole"))
     context, chance = multiprocessing.get_context("forkserver"), random.Random(0)
-    context.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] in ("torch", "transformers", "peft", "vlm")])
+    context.set_forkserver_preload(list(PRELOADED))
+
+    def start(config):
+        process = context.Process(target=run, args=(config,))
+        process.start()
+        return process
+
+    undisturbed = start(replace(config, run_root=tmp_path / "whole"))
     cut_saves = 0
     for i in range(KILLS):
-        process = context.Process(target=run, args=(replace(config, resume="auto"),))
-        process.start()
+        process = start(replace(config, resume="auto"))
         goal = steps_taken(config.run_dir) + chance.randrange(12)
         while process.is_alive() and steps_taken(config.run_dir) <= goal:
             time.sleep(0.01)
@@ -215,10 +222,13 @@ def test_run_killed_at_random_moments_ends_bit_equal(tiny, tmp_path, one_thread,
         assert steps_taken(config.run_dir) - (step_of(folders[-1]) if folders else 0) <= INTERVAL
         cut_saves += unfinished(config.run_dir)
     assert cut_saves >= 3
-    run_dir = vlm.train(replace(config, resume="auto"))
-    assert not unfinished(run_dir)
-    assert_bit_equal(run_dir, whole)
-    assert losses(run_dir) == losses(whole)
+    for process in (start(replace(config, resume="auto")), undisturbed):
+        process.join()
+        assert process.exitcode == 0
+    whole = tmp_path / "whole" / config.run_id
+    assert not unfinished(config.run_dir)
+    assert_bit_equal(config.run_dir, whole)
+    assert losses(config.run_dir) == losses(whole)
 
 
 def unfinished(run_dir):
