@@ -1,5 +1,6 @@
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,14 @@ def history(path: Path):
             yield {key: value for key, value in items.items() if not key.startswith("_")}
 
 
+def wait_for_lines(files, count):
+    """Lines of the histories; the process behind W&B may close a file a moment after `finish` has returned."""
+    until = time.monotonic() + 15
+    while len(lines := [line for path in files for line in history(path)]) < count and time.monotonic() < until:
+        time.sleep(0.1)
+    return lines
+
+
 def test_wandb_that_cannot_start_is_one_line_with_the_remedy(monkeypatch, tmp_path):
     import wandb
 
@@ -87,7 +96,7 @@ def test_resumed_run_goes_on_under_its_id_and_logs_the_steps_it_takes_again(offl
     assert (tmp_path / "wandb_id").read_text(encoding="utf-8").strip() == run_id
     files = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns)
     assert {path.name for path in files} == {f"run-{run_id}.wandb"}
-    lines = [line for path in files for line in history(path)]
+    lines = wait_for_lines(files, 4)
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 3.0), (2, 20.0)]
     assert lines[0]["lr/connector"] == 0.1
     names = {record.run.display_name for path in files for record in records(path) if record.WhichOneof("record_type") == "run"}
