@@ -31,9 +31,9 @@ class Arguments:
     """Folder of the prepared datasets."""
     run_root: Path = Path("runs")
     """Folder of the run folders; earlier demo runs with the same seed are replaced."""
-    num_questions: int = 500
+    num_questions: int = 360
     """Held-out questions to answer, equally many of each type."""
-    num_captions: int = 200
+    num_captions: int = 120
     """Held-out pictures to rank captions for, at least 2."""
 
     def __post_init__(self) -> None:
