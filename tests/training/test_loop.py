@@ -14,7 +14,7 @@ from vlm.data.reader import open_dataset
 from vlm.data.stream.order import shuffled
 from vlm.errors import ConfigError, DataFormatError
 from vlm.models.build import build
-from vlm.training.loop import Hooks, Span, Trainee, train
+from vlm.training.loop import Hooks, Steps, Trainee, train
 from vlm.training.stage import BATCHES_OF_16, _examples, make_loader
 from vlm.types import IGNORE_INDEX, LossSum, World
 
@@ -34,7 +34,7 @@ def train_here(config, model=None, *, num_steps=2, batches=None, hooks=None, aut
     plan = BatchPlan.of(config.stage, world=1)
     batches = batches if batches is not None else batches_for(config, model, plan, num_steps)
     world = World.single()
-    trainee, steps = Trainee.of(model, config.stage, world), Span(num_steps, seed=config.seed)
+    trainee, steps = Trainee.of(model, config.stage, world), Steps(num_steps, seed=config.seed)
     return train(trainee, batches, stage=config.stage, plan=plan, steps=steps, world=world, autocast=autocast, hooks=hooks or Hooks())
 
 

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class Trainee:
 
 
 @dataclass(frozen=True)
-class Span:
+class Steps:
     """Which steps are taken, and how a step is made reproducible.
 
     Attributes:
@@ -105,7 +105,7 @@ def train(
     *,
     stage: StageConfig,
     plan: BatchPlan,
-    steps: Span,
+    steps: Steps,
     world: World,
     autocast: bool,
     hooks: Hooks,
@@ -160,26 +160,22 @@ class _Step:
     by_source: list[float]
 
 
+@dataclass
 class _Loop:
     """What all steps of a run share; see `train`."""
 
-    def __init__(
-        self,
-        trainee: Trainee,
-        stage: StageConfig,
-        plan: BatchPlan,
-        steps: Span,
-        world: World,
-        *,
-        autocast: bool,
-        hooks: Hooks,
-        sources: Sequence[str],
-        on_nan: str,
-        meter: Meter,
-    ):
-        self.trainee, self.stage, self.plan, self.steps, self.world = trainee, stage, plan, steps, world
-        self.autocast, self.hooks, self.sources, self.skips = autocast, hooks, sources, on_nan == "skip"
-        self.meter, self.spikes, self.skipped = meter, SpikeDetector(), 0
+    trainee: Trainee
+    stage: StageConfig
+    plan: BatchPlan
+    steps: Steps
+    world: World
+    autocast: bool
+    hooks: Hooks
+    sources: Sequence[str]
+    on_nan: str
+    meter: Meter
+    spikes: SpikeDetector = field(default_factory=SpikeDetector)
+    skipped: int = 0  # steps in a row, up to this one
 
     def take_step(self, step: int, stream: Iterator[ChatBatch]) -> float:
         """One optimizer step; returns its mean loss."""
@@ -242,12 +238,13 @@ class _Loop:
             self.skipped = 0
             return False
         self.skipped += 1
-        if self.skips and self.skipped <= MOST_SKIPPED_IN_A_ROW:
+        skips = self.on_nan == "skip"
+        if skips and self.skipped <= MOST_SKIPPED_IN_A_ROW:
             return True
         what, value = ("loss", seen.mean) if not math.isfinite(seen.mean) else ("norm of the gradient", norm)
-        in_a_row = f"; so were {self.skipped - 1} steps before it" if self.skips else ""
+        in_a_row = f"; so were {self.skipped - 1} steps before it" if skips else ""
         record = f" What the step saw stands in {place}." if place else ""
-        leave_out = "" if self.skips else " --on-nan skip leaves such steps out."
+        leave_out = "" if skips else " --on-nan skip leaves such steps out."
         raise ConfigError(
             f"Step {step}: the {what} is {value}{in_a_row}. Lower the learning rates (--stage.lr.*) or use --precision fp32.{leave_out}{record}"
         )

@@ -49,6 +49,7 @@ def find_resume(config: TrainConfig) -> Path | None:
     if not config.resume or not (config.run_dir / "config.json").is_file():
         _refuse_foreign(config)
         return None
+    check_same_run(config)
     if config.resume != "auto":
         _refuse_foreign(config)
         _refuse_damage(Path(config.resume))

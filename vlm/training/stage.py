@@ -36,12 +36,12 @@ from vlm.training import run_folder
 from vlm.training.checkpoints import Checkpoints, RunState
 from vlm.training.incidents import Incidents
 from vlm.training.interrupts import stop_signals
-from vlm.training.loop import Hooks, Span, Trainee, count_steps, train
+from vlm.training.loop import Hooks, Steps, Trainee, count_steps, train
 from vlm.training.meter import make_meter
 from vlm.training.precision_guard import refuse_slow_products
 from vlm.training.recompute import recompute
 from vlm.training.recorder import Recorder
-from vlm.training.resume import check_same_run, digest_order, find_resume, load_optimizer, read_state
+from vlm.training.resume import digest_order, find_resume, load_optimizer, read_state
 from vlm.training.start import find_start, freeze_unused, load_start
 from vlm.training.warm_start import warm_start
 from vlm.types import ChatBatch, World
@@ -78,7 +78,7 @@ def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path
     config = replace(config, model=replace(config.model, template=config.stage.template or config.model.template))
     plan = _check(config, world)
     precision = choose_precision(config.precision, world.device)
-    resumed = from_main(_find_resumed(replace(config, precision=precision)) if world.is_main else None, world)  # type: ignore[arg-type]
+    resumed = from_main(find_resume(replace(config, precision=precision)) if world.is_main else None, world)  # type: ignore[arg-type]
     start = resumed or find_start(config)
     samples = open_dataset(config.stage.dataset, data_root=config.data_root, on_bad_row=config.stage.on_bad_row)
     shown = _shown_samples(config)
@@ -156,7 +156,7 @@ def _train(run: _Run, state: RunState, samples: SampleSet, shown: Sequence[Sampl
             batches,
             stage=config.stage,
             plan=run.plan,
-            steps=Span(run.num_steps, first=state.step, seed=config.seed),
+            steps=Steps(run.num_steps, first=state.step, seed=config.seed),
             world=world,
             autocast=run.autocast,
             hooks=hooks,
@@ -181,13 +181,6 @@ def _say_end(run: _Run, step: int, signal: str, *, stopped: bool) -> None:
         raise Preempted(f"ended by {signal or 'a signal to another rank'} {saved}.")
     if run.world.is_main:
         log.info("--stage.max-time is over %s", saved)
-
-
-def _find_resumed(config: TrainConfig) -> Path | None:
-    """The checkpoint that this run goes on from; None if it starts."""
-    if config.resume and (config.run_dir / "config.json").is_file():
-        check_same_run(config)
-    return find_resume(config)
 
 
 def _check(config: TrainConfig, world: World) -> BatchPlan:
