@@ -31,13 +31,14 @@ from vlm.conf.schema import LearningRates, StageConfig
 from vlm.connectors import CONNECTORS
 from vlm.data.stream.collate import collate, collate_singly
 from vlm.data.stream.examples import Example, ExampleTree
-from vlm.data.stream.packing import pack
+from vlm.models import losses
 from vlm.models.build import freeze
 from vlm.models.vision_language import VisionLanguageModel
+from vlm.training.compilation import compile_blocks
 from vlm.training.optim import make_optimizer
 from vlm.types import IGNORE_INDEX, ChatBatch, ImagePolicy
 
-IMAGE_TOKENS, ROW, LONGEST_TEXT = 64, 512, 448
+IMAGE_TOKENS, LONGEST_TEXT = 64, 448
 TEXT_SCALE = LONGEST_TEXT / 2_048
 VOCABULARY, IMAGE_SIZE, RATE = 32_000, 128, 1e-4
 VISION_SIZE = {
@@ -60,6 +61,7 @@ LANGUAGE_SIZE = {
     "initializer_range": 0.02,
 }
 TRAINED = {"align": ("connector",), "finetune": ("connector", "language"), "lora": ("connector", "language")}
+FEW = 3  # conversations a step in bf16 where the processor has no instructions for it
 PEAK = {"H100": 989e12, "H200": 989e12}  # dense bf16 FLOP/s of the data sheets
 FLOP_A_SAMPLE = {"align": 10.01e12, "lora": 10.13e12, "finetune": 14.47e12}  # 729 + 150 tokens, causal attention, head on 150; counted by hand
 
@@ -101,9 +103,8 @@ def conversations(number: int, image_token_id: int, seed: int) -> list[Example]:
 
 
 def packed(examples: Sequence[Example]) -> ChatBatch:
-    """The conversations of a step in as few rows as they fit in."""
-    rows = pack(np.array([len(example.ids) for example in examples]), ROW)
-    return collate([[ExampleTree((examples[i],)) for i in row] for row in rows], pad_id=0)
+    """The conversations of a step in one row, without padding: what `--stage.pack-length` comes to (benchmarks/packing.py: 99.9 % of all places are used)."""
+    return collate([[ExampleTree((example,)) for example in examples]], pad_id=0)
 
 
 def padded(examples: Sequence[Example]) -> ChatBatch:
@@ -208,7 +209,8 @@ def compare(stage: str, *, half: bool, data: Sequence[Sequence[Example]]) -> dic
     if not half:
         assert max(differences) < 1e-4, differences
     return {
-        "ratio": float(np.median(table[:, 0] / table[:, 1])),
+        "ratio": float(table[:, 0].sum() / table[:, 1].sum()),  # of samples a second, the samples being the same
+        "median_ratio": float(np.median(table[:, 0] / table[:, 1])),
         "cpu_ratio": float(table[:, 2].sum() / table[:, 3].sum()),
         "loss_difference": max(differences),
     }
@@ -229,41 +231,96 @@ def whole_tower(model: VisionLanguageModel) -> None:
     vision.forward = lambda pixels: vision.model(vision._normalized(pixels), output_hidden_states=True).hidden_states[-2]
 
 
-def switches(stage: str, data: Sequence[Sequence[Example]]) -> list[dict[str, Any]]:
-    """What each saving gives: seconds without it, over seconds with it, bf16-mixed."""
+def whole_last_layer(model: VisionLanguageModel) -> None:
+    """Run the last layer's feed-forward part on every place."""
+    language = model.language
+    forward = language.forward
+    language.forward = lambda embeds, documents, needed: forward(embeds, documents)
+
+
+def dense_mask(model: VisionLanguageModel) -> None:
+    """Attend to packed rows through SDPA with one mask of places times places."""
+    language: Any = model.language
+    language.model.set_attn_implementation("sdpa")
+
+    def forward(embeds: Tensor, documents: Any, needed: Tensor) -> Tensor:
+        number = torch.bucketize(torch.arange(embeds.shape[1]), documents.starts, right=True)
+        mask = (number[:, None] == number) & torch.ones(len(number), len(number), dtype=torch.bool).tril()
+        out = language.decoder(
+            inputs_embeds=embeds, position_ids=documents.positions, attention_mask=mask[None, None], use_cache=False, needed=needed
+        )
+        return out.last_hidden_state
+
+    language.forward = forward
+
+
+def compiled(model: VisionLanguageModel) -> None:
+    """Compile what `--stage.compile vision language` does."""
+    compile_blocks(model.vision.blocks())
+    compile_blocks(model.language.blocks()[:-1])
+
+
+def graph_in_tower(model: VisionLanguageModel) -> None:
+    """Keep and compute gradients of the frozen tower's weights, which nobody uses."""
+    model.vision.requires_grad_(True)
+
+
+def slow_optimizer(step: Step) -> Step:
+    """The same step with AdamW as a loop over weights."""
+    weights = [weight for group in step.optimizer.param_groups for weight in group["params"]]
+    return replace(step, optimizer=torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0, fused=False, foreach=False))
+
+
+def switches(stage: str, data: Sequence[Sequence[Example]], *, half: bool) -> list[dict[str, Any]]:
+    """What each saving gives: seconds without it, over seconds with it, step by step in turn."""
 
     def step(change: Callable[[VisionLanguageModel], Any] = lambda model: None) -> Step:
-        model = small_model(stage, half=True)
+        model = small_model(stage, half=half)
         change(model)
-        return our_step(model, stage, half=True)
+        return our_step(model, stage, half=half)
 
-    def plain_optimizer() -> Step:
-        ours = step()
-        return replace(ours, optimizer=torch.optim.AdamW([w for group in ours.optimizer.param_groups for w in group["params"]], lr=RATE, fused=False))
-
-    everywhere = small_model(stage, half=True)
-    variants: dict[str, tuple[Step, Callable]] = {
-        "head and loss on supervised positions only": (
-            replace(our_step(everywhere, stage, half=True), loss=lambda batch: all_positions(everywhere, batch)),
-            packed,
-        ),
-        "packing (off: one conversation a row)": (step(), padded),
-        "no graph in the frozen tower (off: gradients are kept and computed)": (step(lambda model: model.vision.requires_grad_(True)), packed),
-        "tower stopped at the feature layer": (step(whole_tower), packed),
-        "fused optimizer": (plain_optimizer(), packed),
+    everywhere = small_model(stage, half=half)
+    all_places = replace(our_step(everywhere, stage, half=half), loss=lambda batch: all_positions(everywhere, batch))
+    ours = step()
+    grouped = sorted((example for examples in data for example in examples), key=lambda example: -len(example.ids))
+    by_length = [grouped[i : i + len(data[0])] for i in range(0, len(grouped), len(data[0]))]
+    random_rows, packed_rows, grouped_rows = [padded(e) for e in data], [packed(e) for e in data], [padded(e) for e in by_length]
+    pairs: dict[str, tuple[tuple[Step, Sequence[ChatBatch]], tuple[Step, Sequence[ChatBatch]]]] = {
+        "head and loss on supervised positions only": ((all_places, packed_rows), (ours, packed_rows)),
+        "packing (off: a conversation a row, padded to the longest)": ((ours, random_rows), (ours, packed_rows)),
+        "length grouping, without packing": ((ours, random_rows), (ours, grouped_rows)),
+        "attention by document (off: one dense mask)": ((step(dense_mask), packed_rows), (ours, packed_rows)),
+        "no graph in the frozen tower": ((step(graph_in_tower), packed_rows), (ours, packed_rows)),
+        "tower stopped at the feature layer": ((step(whole_tower), packed_rows), (ours, packed_rows)),
+        "last layer's MLP where a label needs it": ((step(whole_last_layer), packed_rows), (ours, packed_rows)),
+        "torch.compile (not in the ratios above)": ((ours, packed_rows), (step(compiled), packed_rows)),
+        "fused optimizer": ((slow_optimizer(step()), packed_rows), (ours, packed_rows)),
+        "logits in chunks of 2^22 (not in the ratios above)": ((ours, packed_rows), (replace(ours, loss=chunked(ours.loss)), packed_rows)),
     }
-    ours, rows = step(), []
-    for name, (other, batches) in variants.items():
-        pairs = [(timed(other, batches(examples))[1:], timed(ours, packed(examples))[1:]) for examples in data]
-        table = np.array(pairs)[1:]  # [step, off or on, wall or CPU]
-        rows.append(
-            {
-                "switch": name,
-                "ratio": float(np.median(table[:, 0, 0] / table[:, 1, 0])),
-                "cpu_ratio": float(table[:, 0, 1].sum() / table[:, 1, 1].sum()),
-            }
-        )
-    return rows
+    return [{"switch": name, **without_over_with(*pair)} for name, pair in pairs.items()]
+
+
+def without_over_with(off: tuple[Step, Sequence[ChatBatch]], on: tuple[Step, Sequence[ChatBatch]]) -> dict[str, float]:
+    """Seconds and CPU seconds of one side over the other's. Each batch is run once before it counts, so that graphs are compiled and states made."""
+    for i in range(2):
+        off[0](off[1][i]), on[0](on[1][i])
+    table = np.array([(*timed(off[0], a)[1:], *timed(on[0], b)[1:]) for a, b in zip(off[1], on[1], strict=True)])
+    total = table.sum(0)
+    return {"ratio": float(total[0] / total[2]), "cpu_ratio": float(total[1] / total[3])}
+
+
+def chunked(loss: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+    """The loss with logits in small chunks."""
+
+    def run(batch: Any) -> Tensor:
+        limits = losses.WHOLE, losses.CHUNK
+        losses.WHOLE = losses.CHUNK = 2**22
+        try:
+            return loss(batch)
+        finally:
+            losses.WHOLE, losses.CHUNK = limits
+
+    return run
 
 
 def peak(side: str, stage: str, *, half: bool, number: int) -> float:
@@ -313,19 +370,29 @@ def on_device(stage: str, device: str, *, batch_size: int, steps: int, tiny: boo
     return {"stage": stage, "device": name, "samples_per_second": rate, "mfu": mfu, "batch": batch_size}
 
 
-def report(stages: Sequence[str], number: int, steps: int) -> dict[str, Any]:
+def has_bf16() -> bool:
+    """True if this processor multiplies in bf16; torch's products are 10 to 60 times slower than in fp32 where it does not."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def report(stages: Sequence[str], number: int, steps: int, *, half_switches: bool) -> dict[str, Any]:
     """Time and memory of each stage, then the switches of the first."""
     token = build_language(LANGUAGE["tiny-llama"], Load(None)).image_token_id
     data = [conversations(number, token, seed) for seed in range(steps + 1)]
     result: dict[str, Any] = {}
     for stage in stages:
         for half in (False, True):
-            row = compare(stage, half=half, data=data)
-            row["memory_ratio"] = peak("ours", stage, half=half, number=number) / peak("theirs", stage, half=half, number=number)
+            few = half and not has_bf16()  # so slow that the first conversations of three steps must do, and of the first stage alone
+            if few and stage != stages[0]:
+                continue
+            size = min(number, FEW) if few else number
+            row: dict[str, Any] = compare(stage, half=half, data=[examples[:size] for examples in data[: 3 if few else None]])
+            row["memory_ratio"] = peak("ours", stage, half=half, number=size) / peak("theirs", stage, half=half, number=size)
+            row |= {"conversations_a_step": size, "bf16_instructions": has_bf16()}
             result[f"{stage}_{'bf16' if half else 'fp32'}"] = row
             print(stage, "bf16" if half else "fp32", row, flush=True)
     head = [result[f"{stages[0]}_{kind}"] for kind in ("fp32", "bf16")]
-    rows = switches(stages[0], data[: min(len(data), 4)])
+    rows = switches(stages[0], data[: min(len(data), 6)], half=half_switches)
     for row in rows:
         print(f"{row['switch']:70} {row['ratio']:.2f} (CPU {row['cpu_ratio']:.2f})", flush=True)
     return {
@@ -346,11 +413,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--stages", nargs="+", default=["finetune", "align"], choices=tuple(TRAINED))
     parser.add_argument("--batch", type=int, default=8, help="conversations a step")
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--tiny", action="store_true", help="the GPU rows with tiny parts, to try the script")
     parser.add_argument("--stage", default="finetune")
     parser.add_argument("--memory-of", choices=("ours", "theirs"), help="for the script itself")
-    parser.add_argument("--half", action="store_true", help="for the script itself")
+    parser.add_argument("--half", action="store_true", help="switches in bf16-mixed instead of fp32")
     arguments = parser.parse_args()
     if arguments.memory_of:
         token = build_language(LANGUAGE["tiny-llama"], Load(None)).image_token_id
@@ -360,7 +427,7 @@ def main() -> None:
         rows = [on_device(s, arguments.device, batch_size=arguments.batch, steps=arguments.steps, tiny=arguments.tiny) for s in TRAINED]
         print(json.dumps({"gpu": rows}))
     else:
-        print(json.dumps(report(arguments.stages, arguments.batch, arguments.steps)))
+        print(json.dumps(report(arguments.stages, arguments.batch, arguments.steps, half_switches=arguments.half)))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,15 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests of the GPU where there is none."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU")
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """The same random weights in a test whatever ran before it."""

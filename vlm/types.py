@@ -251,8 +251,8 @@ class LanguageModel(Protocol):
         """Input embeddings; ids outside the table are the caller's mistake."""
         ...
 
-    def __call__(self, embeds: Float[Tensor, "B T E"], documents: Documents) -> Float[Tensor, "B T E"]:
-        """Final hidden states."""
+    def __call__(self, embeds: Float[Tensor, "B T E"], documents: Documents, *, needed: Int[Tensor, " M"] | None = None) -> Float[Tensor, "B T E"]:
+        """Final hidden states; with `needed`, places in the flattened rows, of use there alone."""
         ...
 
     def logits(self, hidden: Float[Tensor, "M E"]) -> Float[Tensor, "M V"]:

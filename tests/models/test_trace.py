@@ -30,8 +30,9 @@ def really_kept(model: VisionLanguageModel) -> int:
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         images = model.encode_images(torch.zeros(SHAPE.rows, 3, size, size, dtype=torch.uint8))
         embeds = torch.cat([images, model.language.embed(torch.full((SHAPE.rows, SHAPE.text), 5))], dim=1)
-        hidden = model.language(embeds, Documents.one_per_row(*embeds.shape[:2]))
-        loss = cross_entropy(model.language.logits(hidden.flatten(0, 1)[:labels].clone()), torch.full((labels,), 5)).sum
+        needed = torch.arange(labels)
+        hidden = model.language(embeds, Documents.one_per_row(*embeds.shape[:2]), needed=needed)
+        loss = cross_entropy(model.language.logits(hidden.flatten(0, 1)[needed]), torch.full((labels,), 5)).sum
     assert loss.requires_grad
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
@@ -39,9 +40,11 @@ def really_kept(model: VisionLanguageModel) -> int:
 @pytest.mark.parametrize("trained", [("connector",), ("connector", "language"), ("vision", "connector", "language")])
 def test_kept_bytes_are_those_of_a_real_forward_pass(language: str, trained: tuple[str, ...]):
     config = VisionLanguageConfig(vision="tiny-siglip", language=language)
-    # families differ in whether the output of attention is copied once more; CPU needs no expanded keys for a window
-    real = really_kept(build(config, precision="fp32", trained=trained))
-    assert trace(skeleton(config, precision="fp32", trained=trained), SHAPE).kept.total() == pytest.approx(real, rel=0.06)
+    model = build(config, precision="fp32", trained=trained)
+    real = really_kept(model)
+    # families differ in whether the output of attention is copied once more in each layer; CPU needs no expanded keys for a window
+    copies = len(model.language.blocks()) * SHAPE.rows * (SHAPE.tiles * model.tokens_per_tile + SHAPE.text) * model.language.width * 4
+    assert trace(skeleton(config, precision="fp32", trained=trained), SHAPE).kept.total() == pytest.approx(real, abs=copies + 0.01 * real)
 
 
 def test_with_gradient_checkpointing_blocks_keep_their_inputs_alone():

@@ -87,8 +87,8 @@ class FlopModel:
 
     Attributes:
         per_tile: Vision backbone and connector.
-        per_token: Language model without attention and head.
-        per_label: Head.
+        per_token: Language model without attention and what is computed at labels alone.
+        per_label: Head, and the feed-forward part of the last layer.
         per_pair: Attention of the language model, for each window: None for whole documents.
     """
 
@@ -123,8 +123,8 @@ class FlopModel:
         windows = {call.window for call in calls if _is_causal(call)}
         return cls(
             per_tile=_table([call for call in calls if call.part in ("vision", "connector")], again, units=tiles),
-            per_token=_table([call for call in calls if call.part == "language" and not call.is_attention], again, units=tokens),
-            per_label=_table([call for call in calls if call.part == "head"], again, units=labels),
+            per_token=_table([call for call in calls if call.part == "language" and not (call.is_attention or call.at_labels)], again, units=tokens),
+            per_label=_table([call for call in calls if call.at_labels], again, units=labels),
             per_pair={w: _table([call for call in calls if _is_causal(call) and call.window == w], again, units=tokens**2) for w in windows},
         )
 

@@ -42,6 +42,7 @@ class Call:
         weight_gradient: FLOPs of the gradient of its weight.
         is_attention: True for attention.
         window: Of attention: tokens that a query sees at most, or None.
+        at_labels: True if it is computed at the places alone that predict a label.
         is_recomputed: True if gradient checkpointing of its block computes it a second time.
     """
 
@@ -51,6 +52,7 @@ class Call:
     weight_gradient: int
     is_attention: bool = False
     window: int | None = None
+    at_labels: bool = False
     is_recomputed: bool = False
 
 
@@ -137,9 +139,10 @@ def _loss(model: VisionLanguageModel, shape: Shape) -> Tensor:
         pixels = torch.empty(shape.rows * shape.tiles, 3, size, size, dtype=torch.uint8, device="meta")
         images = model.encode_images(pixels).reshape(shape.rows, -1, embeds.shape[-1])
         embeds = torch.cat([images.to(embeds.dtype), embeds], dim=1)
-    hidden = model.language(embeds, Documents.one_per_row(*embeds.shape[:2], device="meta"))
     labels = shape.rows * shape.labels
-    logits = model.language.logits(hidden.flatten(0, 1)[:labels].clone())
+    needed = torch.arange(labels, device="meta")
+    hidden = model.language(embeds, Documents.one_per_row(*embeds.shape[:2], device="meta"), needed=needed)
+    logits = model.language.logits(hidden.flatten(0, 1)[needed])
     return cross_entropy(logits, torch.zeros(labels, dtype=torch.int64, device="meta")).sum
 
 
@@ -163,6 +166,9 @@ def _followed(model: VisionLanguageModel, watch: "_Watch") -> Iterator[None]:
         AttentionInterface.register(attention.NAME, document_attention)
         for part, module in parts.items():
             hooks.callback(module.register_forward_pre_hook(lambda *_, part=part: watch.enter_part(part)).remove)
+        for of_labels in (model.language.blocks()[-1].mlp, parts["head"]):
+            hooks.callback(of_labels.register_forward_pre_hook(lambda *_: watch.at_labels(True)).remove)
+            hooks.callback(of_labels.register_forward_hook(lambda *_: watch.at_labels(False)).remove)
         for tower in (model.vision, model.language):
             for block in tower.blocks():
                 hooks.callback(block.register_forward_pre_hook(lambda _, inputs: watch.enter_block(inputs)).remove)
@@ -195,6 +201,7 @@ class _Watch(TorchFunctionMode):
         self._block: tuple[str, int] | None = None
         self.window: int | None = None
         self._calls: list[tuple[Call, tuple[str, int] | None]] = []
+        self._at_labels = False
         self._inside = False  # of a call that is being recorded
         self._seen: dict[int, Tensor] = {}  # held, so that no number of a storage is used twice
         self._bytes: dict[tuple[str, int] | None, int] = defaultdict(int)
@@ -212,6 +219,9 @@ class _Watch(TorchFunctionMode):
 
     def leave_block(self) -> None:
         self._block = None
+
+    def at_labels(self, now: bool) -> None:
+        self._at_labels = now
 
     def keep(self, tensor: Tensor) -> Tensor:
         """Count a tensor that autograd keeps, once for all views of it."""
@@ -258,7 +268,7 @@ class _Watch(TorchFunctionMode):
         return half
 
     def _record(self, call: Call) -> None:
-        self._calls.append((call, self._block))
+        self._calls.append((replace(call, at_labels=self._at_labels), self._block))
 
     def finished_calls(self) -> Iterator[Call]:
         for number, (call, block) in enumerate(self._calls):

@@ -93,7 +93,8 @@ class VisionLanguageModel(nn.Module):
         """Next-token loss over the labelled positions; the head runs on those alone."""
         places, before = batch.targets
         targets = batch.labels.flatten()[places]  # [M]
-        rows = self.hidden(batch).flatten(0, 1)[before]  # [M, E]: rows are selected first, so that the head gets a contiguous matrix
+        hidden = self.language(self.embed(batch), batch.documents, needed=before)
+        rows = hidden.flatten(0, 1)[before]  # [M, E]: rows are selected first, so that the head gets a contiguous matrix
         sources = None
         if batch.sources is not None:
             sources = batch.sources[torch.searchsorted(batch.documents.starts, places, right=True) - 1]

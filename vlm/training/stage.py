@@ -34,6 +34,7 @@ from vlm.models.vision_language import VisionLanguageModel
 from vlm.tracking import JSONL, Progress, Shown, SystemMetrics, TensorBoard, Tracker, Trackers, WandB, check_trackers, counting
 from vlm.training import run_folder
 from vlm.training.checkpoints import Checkpoints, RunState
+from vlm.training.compilation import compile_blocks
 from vlm.training.incidents import Incidents
 from vlm.training.interrupts import stop_signals
 from vlm.training.loop import Hooks, Steps, Trainee, count_steps, train
@@ -85,7 +86,10 @@ def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path
     # Stored as resolved, so that a rerun from config.json is the same run.
     config = replace(config, init_from=config.init_from if resumed else start, precision=precision)  # type: ignore[arg-type]
 
-    model = _build(config, precision, start).to(world.device)
+    placement = _placement(config, world)
+    model = _build(config, precision, start)
+    if not placement.is_sharded:  # sharding moves unit by unit, so that no device ever holds the whole model
+        model.to(world.device)
     examples = _examples(config, model, samples)
     order, num_steps, steps = _plan(config, samples, examples, world)
     state = read_state(resumed, digest_order(order)) if resumed else RunState(data=digest_order(order))
@@ -100,7 +104,7 @@ def run_stage(config: TrainConfig, world: World, validation: Validation) -> Path
         num_batches = BATCHES_OF_16.steps(min(len(samples), WARM_START_SAMPLES))
         warm_start(model, make_loader(examples, shuffled(len(samples), config.seed), plan=BATCHES_OF_16, num_steps=num_batches))
     values = checkpoint.model_values(model, config.model)
-    trainee = Trainee.of(model, config.stage, world, _placement(config, world))
+    trainee = Trainee.of(model, config.stage, world, placement)
     if resumed:
         load_optimizer(trainee, resumed, world)
     _train(_Run(config, world, trainee, examples, order, plan, num_steps, values), state, samples, shown, validation)
@@ -226,6 +230,9 @@ def _build(config: TrainConfig, precision: str, start: Path | None) -> VisionLan
         log.info(line)
     if unused := freeze_unused(model):
         log.info("vision: %s values lie behind the chosen layer, and stay as they are", f"{unused:,}")
+    for part in config.stage.compile:
+        blocks = getattr(model, part).blocks()
+        compile_blocks(blocks[:-1] if part == "language" else blocks)
     for part in config.stage.gradient_checkpointing:
         recompute(getattr(model, part).blocks())
     return model

@@ -25,7 +25,16 @@ log = logging.getLogger(__name__)
 
 HALF = (torch.bfloat16, torch.float16)
 NAME = "vlm_documents"
-WITHOUT_EFFECT = {"position_ids", "use_cache", "cache_position", "is_causal", "output_attentions", "output_hidden_states", "return_dict"}
+WITHOUT_EFFECT = {
+    "position_ids",
+    "use_cache",
+    "cache_position",
+    "is_causal",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "needed",  # the last layer's; see `vlm.backbones.language.last_layer`
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,8 @@ def register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, document_attention)
+    # Outside of compiled graphs: the places of documents are others in each batch, and a graph would be made for each.
+    AttentionInterface.register(NAME, torch.compiler.disable(document_attention))
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 

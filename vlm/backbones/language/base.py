@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vlm.backbones.language import attention
 from vlm.backbones.language.chat_templates import fit_template
+from vlm.backbones.language.last_layer import at_needed_places
 from vlm.backbones.loading import Load, check_architecture, check_complete, from_pretrained, read_config
 from vlm.errors import CheckpointError, ConfigError
 from vlm.messages import IMAGE_PLACEHOLDER, ChatTemplate
@@ -83,6 +84,7 @@ class HFCausalLM(nn.Module):
         attention.register()
         model.set_attn_implementation(attention.NAME)
         self.model: Any = model
+        at_needed_places(self.blocks()[-1])
         self.max_length = max_length
         self.width = model.get_input_embeddings().weight.shape[1]
         if tokenizer is not None and template is not None:
@@ -107,14 +109,21 @@ class HFCausalLM(nn.Module):
         table = self.model.get_input_embeddings()
         return table(torch.where(ids < table.weight.shape[0], ids, 0))
 
-    def forward(self, embeds: Float[Tensor, "B T E"], documents: Documents) -> Float[Tensor, "B T E"]:
-        """Final hidden states; each document is seen by itself alone."""
+    def forward(self, embeds: Float[Tensor, "B T E"], documents: Documents, *, needed: Int[Tensor, " M"] | None = None) -> Float[Tensor, "B T E"]:
+        """Final hidden states; each document is seen by itself alone.
+
+        Args:
+            embeds: Embeddings of the rows.
+            documents: Who sees whom.
+            needed: Places in the flattened rows that are read afterwards; elsewhere the states are then of no use. None for all.
+        """
         out = self.decoder(
             inputs_embeds=embeds,
             position_ids=documents.positions,
             attention_mask=attention.stand_in_mask(embeds),
             use_cache=False,
             document_pieces=attention.pieces_of(documents),
+            needed=needed,
         )
         return out.last_hidden_state
 
