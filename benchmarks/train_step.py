@@ -233,7 +233,7 @@ def whole_tower(model: VisionLanguageModel) -> None:
 
 def whole_last_layer(model: VisionLanguageModel) -> None:
     """Run the last layer's feed-forward part on every place."""
-    language = model.language
+    language: Any = model.language
     forward = language.forward
     language.forward = lambda embeds, documents, needed: forward(embeds, documents)
 

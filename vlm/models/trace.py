@@ -166,7 +166,8 @@ def _followed(model: VisionLanguageModel, watch: "_Watch") -> Iterator[None]:
         AttentionInterface.register(attention.NAME, document_attention)
         for part, module in parts.items():
             hooks.callback(module.register_forward_pre_hook(lambda *_, part=part: watch.enter_part(part)).remove)
-        for of_labels in (model.language.blocks()[-1].mlp, parts["head"]):
+        last_layer: Any = model.language.blocks()[-1]
+        for of_labels in (last_layer.mlp, parts["head"]):
             hooks.callback(of_labels.register_forward_pre_hook(lambda *_: watch.at_labels(True)).remove)
             hooks.callback(of_labels.register_forward_hook(lambda *_: watch.at_labels(False)).remove)
         for tower in (model.vision, model.language):

@@ -32,6 +32,7 @@ FREE = (
         "stage.per_device_batch_size",
         "stage.num_workers",
         "stage.gradient_checkpointing",
+        "stage.compile",
         "stage.max_time",
         "stage.validation",
     ),
