@@ -387,7 +387,8 @@ def report(stages: Sequence[str], number: int, steps: int, *, half_switches: boo
                 continue
             size = min(number, FEW) if few else number
             row: dict[str, Any] = compare(stage, half=half, data=[examples[:size] for examples in data[: 3 if few else None]])
-            row["memory_ratio"] = peak("ours", stage, half=half, number=size) / peak("theirs", stage, half=half, number=size)
+            if not few:
+                row["memory_ratio"] = peak("ours", stage, half=half, number=number) / peak("theirs", stage, half=half, number=number)
             row |= {"conversations_a_step": size, "bf16_instructions": has_bf16()}
             result[f"{stage}_{'bf16' if half else 'fp32'}"] = row
             print(stage, "bf16" if half else "fp32", row, flush=True)
@@ -399,7 +400,7 @@ def report(stages: Sequence[str], number: int, steps: int, *, half_switches: boo
         "ratio": min(row["ratio"] for row in head),
         "ratio_fp32": head[0]["ratio"],
         "ratio_bf16": head[1]["ratio"],
-        "memory_ratio": max(row["memory_ratio"] for row in head),
+        "memory_ratio": max(row["memory_ratio"] for row in head if "memory_ratio" in row),
         "loss_difference_fp32": head[0]["loss_difference"],
         "headline": stages[0],
         "comparisons": result,

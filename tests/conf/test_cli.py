@@ -111,7 +111,8 @@ def settings(kind: type = TrainConfig, prefix: str = "") -> list[tuple[type, str
     found = []
     for field in fields(kind):
         name = f"{prefix}{field.name}".replace("_", "-")
-        found += settings(field.type, f"{name}.") if is_dataclass(field.type) else [(kind, field.name, name)]
+        declares = next(owner for owner in kind.__mro__ if field.name in vars(owner).get("__annotations__", {}))
+        found += settings(field.type, f"{name}.") if is_dataclass(field.type) else [(declares, field.name, name)]
     return found
 
 
@@ -130,7 +131,7 @@ def test_help_is_grouped(help_text):
 @pytest.mark.parametrize(("kind", "field", "flag"), settings(), ids=lambda value: value if isinstance(value, str) else "")
 def test_every_flag_is_in_the_help_with_a_sentence(help_text, kind, field, flag):
     source = Path(__file__).parents[2].joinpath("vlm/conf/schema.py").read_text(encoding="utf-8")
-    body = source[source.index(f"class {kind.__name__}:") :]
+    body = source[re.search(rf"class {kind.__name__}\b[^\n]*:\n", source).start() :]
     sentence = re.search(rf'^    {field}: [^\n]*\n    """(.+?)"""', body, re.MULTILINE)
     assert sentence and sentence[1].endswith("."), f"{kind.__name__}.{field} has no sentence"
     assert f"--{flag}" in help_text

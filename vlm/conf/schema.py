@@ -7,7 +7,7 @@ without effect are named by `vlm.conf.idle`.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vlm.errors import ConfigError
 
@@ -128,44 +128,24 @@ class LearningRates:
         return tuple(name for name, rate in vars(self).items() if rate is not None)
 
 
-@dataclass(frozen=True)
-class StageConfig:
-    """One stage of training: which parts learn, from what, for how long."""
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What every stage of training says, whatever it trains: data, length, rates over time."""
 
     name: str
     """What run folders call this stage: align, finetune, or a word of yours."""
     dataset: str
     """Dataset below --data-root (`vlm preprocess`), or a path; with commas a mixture: `a,b` each once an epoch, `a:0.7,b:0.3` shares, `a:2x,b` passes."""
-    lr: LearningRates
-    """Peak learning rates."""
     validation: str = ""
     """Dataset of the validation pictures and loss, spelled like --stage.dataset; empty: none."""
-    mixture_by: Literal["samples", "tokens"] = "samples"
-    """What the shares of --stage.dataset count: conversations, or their tokens."""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """A faulty row in data of your own that is given by path: an error, or left out and counted."""
-    pack_length: int | None = None
-    """Tokens a row: conversations are packed into rows of that many, none sees another, and batch sizes count rows. None: one conversation a row."""
-    group_by_length: bool = False
-    """Steps of one modality where possible, from long to short, for less padding; for use without --stage.pack-length."""
-    share_images: bool = False
-    """Conversations about the same pictures stand in one row and share the pictures' tokens; each sees the pictures and itself alone."""
-    reduced_jpeg: bool = False
-    """Decode JPEG files at 1/2, 1/4 or 1/8 of their size where that is still above the model's: faster, and pixels differ slightly."""
-    template: str = ""
-    """Chat template of this stage; empty: the model's."""
     global_batch_size: int = 128
     """Samples an optimizer step, over all devices and micro-batches; rows, where --stage.pack-length or --stage.share-images puts several into one."""
-    per_device_batch_size: int = 16
-    """Samples (or rows) a micro-batch on one device."""
     epochs: float = 1.0
     """Passes over the data, may be a fraction; ignored where --stage.max-steps is set."""
     max_steps: int | None = None
     """Optimizer steps; None: as --stage.epochs says."""
     max_time: float | None = None
     """Hours of training, resumed runs counted together; then a checkpoint is written and the run ends, whatever the schedule says. None: no limit."""
-    max_length: int | None = None
-    """Longest sequence in tokens, image tokens included; None: the language model's context."""
     warmup_ratio: float = 0.03
     """Share of the steps in which the rate rises linearly from 0, 0 to 1."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
@@ -180,6 +160,48 @@ class StageConfig:
     """AdamW's averaging constants, each from 0 to below 1."""
     clip_norm: float | None = 1.0
     """Largest norm of the whole gradient; None: no clipping."""
+
+    def __post_init__(self) -> None:
+        _check_folder_word("stage", self.name)
+        _check_at_least(1, "stage", global_batch_size=self.global_batch_size, max_steps=self.max_steps)
+        _check_at_least(0, "stage", weight_decay=self.weight_decay)
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ConfigError(f"--stage.clip-norm is {self.clip_norm}; it must be positive, and None means no clipping.")
+        if self.max_time is not None and not 0 < self.max_time < math.inf:
+            raise ConfigError(f"--stage.max-time is {self.max_time}; it is a positive number of hours, or None.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"--stage.betas is {self.betas}; each must be at least 0 and below 1.")
+        if self.max_steps is None and not 0 < self.epochs < math.inf:
+            raise ConfigError(f"--stage.epochs is {self.epochs}; it must be positive and finite, or --stage.max-steps must be set.")
+        for name in ("warmup_ratio", "decay_ratio", "final_lr_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"--stage.{name.replace('_', '-')} is {getattr(self, name)}; it must lie between 0 and 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(Schedule):
+    """One stage of training a vision-language model: which parts learn, from what, for how long."""
+
+    lr: LearningRates
+    """Peak learning rates."""
+    mixture_by: Literal["samples", "tokens"] = "samples"
+    """What the shares of --stage.dataset count: conversations, or their tokens."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A faulty row in data of your own that is given by path: an error, or left out and counted."""
+    pack_length: int | None = None
+    """Tokens a row: conversations are packed into rows of that many, none sees another, and batch sizes count rows. None: one conversation a row."""
+    group_by_length: bool = False
+    """Steps of one modality where possible, from long to short, for less padding; for use without --stage.pack-length."""
+    share_images: bool = False
+    """Conversations about the same pictures stand in one row and share the pictures' tokens; each sees the pictures and itself alone."""
+    reduced_jpeg: bool = False
+    """Decode JPEG files at 1/2, 1/4 or 1/8 of their size where that is still above the model's: faster, and pixels differ slightly."""
+    template: str = ""
+    """Chat template of this stage; empty: the model's."""
+    per_device_batch_size: int = 16
+    """Samples (or rows) a micro-batch on one device."""
+    max_length: int | None = None
+    """Longest sequence in tokens, image tokens included; None: the language model's context."""
     num_workers: int = 2
     """Processes that read and decode data, for each device; 0: the training process does it."""
     gradient_checkpointing: tuple[Literal["vision", "language"], ...] = ()
@@ -192,20 +214,9 @@ class StageConfig:
             raise ConfigError(
                 f"Batch sizes are at least 1; got --stage.global-batch-size {self.global_batch_size}, --stage.per-device-batch-size {self.per_device_batch_size}."
             )
-        _check_folder_word("stage", self.name)
-        _check_at_least(1, "stage", max_steps=self.max_steps, max_length=self.max_length, pack_length=self.pack_length)
-        _check_at_least(0, "stage", num_workers=self.num_workers, weight_decay=self.weight_decay)
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ConfigError(f"--stage.clip-norm is {self.clip_norm}; it must be positive, and None means no clipping.")
-        if self.max_time is not None and not 0 < self.max_time < math.inf:
-            raise ConfigError(f"--stage.max-time is {self.max_time}; it is a positive number of hours, or None.")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"--stage.betas is {self.betas}; each must be at least 0 and below 1.")
-        if self.max_steps is None and not 0 < self.epochs < math.inf:
-            raise ConfigError(f"--stage.epochs is {self.epochs}; it must be positive and finite, or --stage.max-steps must be set.")
-        for name in ("warmup_ratio", "decay_ratio", "final_lr_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"--stage.{name.replace('_', '-')} is {getattr(self, name)}; it must lie between 0 and 1.")
+        super().__post_init__()
+        _check_at_least(1, "stage", max_length=self.max_length, pack_length=self.pack_length)
+        _check_at_least(0, "stage", num_workers=self.num_workers)
 
 
 @dataclass(frozen=True)
@@ -265,13 +276,13 @@ class ParallelConfig:
         _check_at_least(1, "parallel", shard_size=self.shard_size)
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """One complete run."""
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every run says, whatever it trains: where it writes, on what it runs, how it goes on."""
 
-    model: VisionLanguageConfig
-    """The composition."""
-    stage: StageConfig
+    model: Any
+    """What is trained."""
+    stage: Any
     """The stage of training."""
     tracking: TrackingConfig = TrackingConfig()
     """Metrics."""
@@ -303,8 +314,6 @@ class TrainConfig:
     """Delete the run folder if it exists; without it (or --resume), an existing one is refused."""
     dry_run: bool = False
     """Train nothing: print parameters, tokens, FLOPs, memory, steps and expected time of the run. Needs neither weights nor data nor a network."""
-    assume: AssumeConfig = AssumeConfig()
-    """What --dry-run takes for granted."""
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_last", "keep_every"):
@@ -325,6 +334,18 @@ class TrainConfig:
     def run_dir(self) -> Path:
         """The run folder."""
         return self.run_root / self.run_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """One complete run that trains a vision-language model."""
+
+    model: VisionLanguageConfig
+    """The composition."""
+    stage: StageConfig
+    """The stage of training."""
+    assume: AssumeConfig = AssumeConfig()
+    """What --dry-run takes for granted."""
 
 
 @dataclass(frozen=True)
