@@ -154,9 +154,53 @@ class ChatBatch:
         """Tokens that the loss counts."""
         return len(self.targets[0])
 
+    def counts(self) -> dict[str, int]:
+        """What the metrics of a step are made of: slots, tokens, images, samples, truncated."""
+        slots = self.ids.numel()
+        return {
+            "slots": slots,
+            "tokens": slots - self.num_padding,
+            "images": len(self.pixels),
+            "samples": self.num_samples,
+            "truncated": self.num_truncated,
+        }
+
     def to(self, device: torch.device | str) -> "ChatBatch":
         """The same batch on another device."""
         return _tensors_to(self, device)
+
+
+@runtime_checkable
+class TrainBatch(Protocol):
+    """What the training loop knows of a batch; see `ChatBatch`."""
+
+    @property
+    def position(self) -> tuple[int, ...]:
+        """Where the stream goes on after the step that this batch belongs to."""
+        ...
+
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """Number of each sample in its data."""
+        ...
+
+    @property
+    def samples_by_source(self) -> tuple[int, ...]:
+        """Samples from each source of a mixture; empty where all are from one."""
+        ...
+
+    @property
+    def num_labels(self) -> int:
+        """What the mean loss is a mean over."""
+        ...
+
+    def counts(self) -> dict[str, int]:
+        """Sizes by name, of which the metrics of a step are made; the same names in every batch of a run."""
+        ...
+
+    def to(self, device: torch.device | str) -> Any:
+        """The same batch on another device."""
+        ...
 
 
 def _tensors_to(value: Any, device: torch.device | str) -> Any:

@@ -144,7 +144,7 @@ def test_batches_that_do_not_divide_get_those_that_do(fails):
 
 
 def test_run_root_without_permission_is_refused_before_anything_is_built(fails, tmp_path, monkeypatch):
-    monkeypatch.setattr("vlm.training.stage.build", lambda *_, **__: pytest.fail("built"))
+    monkeypatch.setattr("vlm.training.generative.build", lambda *_, **__: pytest.fail("built"))
     (tmp_path / "file").write_text("x", encoding="utf-8")
     for root in (tmp_path / "file", "/proc/runs"):
         assert "cannot be written" in (line := fails(*ALIGN, "--run-root", root))

@@ -11,11 +11,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import vlm
 from vlm.conf.schema import BatchPlan, LearningRates
 from vlm.data.reader import open_dataset
+from vlm.data.stream.loader import make_loader
 from vlm.data.stream.order import shuffled
 from vlm.errors import ConfigError, DataFormatError
 from vlm.models.build import build
+from vlm.training.generative import BATCHES_OF_16, chat_examples
 from vlm.training.loop import Hooks, Steps, Trainee, train
-from vlm.training.stage import BATCHES_OF_16, _examples, make_loader
 from vlm.types import IGNORE_INDEX, LossSum, World
 
 
@@ -26,7 +27,7 @@ def build_for(config):
 
 def batches_for(config, model, plan, num_steps):
     samples = open_dataset(config.stage.dataset, data_root=config.data_root)
-    return make_loader(_examples(config, model, samples), shuffled(len(samples), config.seed), plan=plan, num_steps=num_steps)
+    return make_loader(chat_examples(config, model, samples), shuffled(len(samples), config.seed), plan=plan, num_steps=num_steps)
 
 
 def train_here(config, model=None, *, num_steps=2, batches=None, hooks=None, autocast=False):

@@ -106,7 +106,7 @@ def test_weights_are_stored_before_a_broken_validation_picture_is_met(tiny, tmp_
 
 
 def test_length_beyond_the_context_is_refused_before_anything_is_built(tiny, monkeypatch):
-    monkeypatch.setattr("vlm.training.stage.build", lambda *_, **__: pytest.fail("built"))
+    monkeypatch.setattr("vlm.training.generative.build", lambda *_, **__: pytest.fail("built"))
     with pytest.raises(ConfigError, match=r"--stage.max-length is 4096, but tiny-llama reads 512 tokens"):
         vlm.train(tiny("align", max_length=4096))
 
@@ -165,7 +165,7 @@ def test_weights_that_the_last_step_broke_are_never_saved(tiny):
 
 
 def test_ridge_start_of_a_connector_without_a_last_layer_is_refused_before_anything_is_built(tiny, monkeypatch):
-    monkeypatch.setattr("vlm.training.stage.build", lambda *_, **__: pytest.fail("built"))
+    monkeypatch.setattr("vlm.training.generative.build", lambda *_, **__: pytest.fail("built"))
     config = tiny("align")
     config = replace(config, model=replace(config.model, vision="tiny-fused", connector="identity", connector_init="ridge"))
     with pytest.raises(ConfigError, match="connector_init ridge needs a connector that ends in a linear layer; Identity does not"):

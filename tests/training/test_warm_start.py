@@ -8,10 +8,11 @@ from tiny_data import rows, turns, write
 import vlm
 from vlm.conf.schema import BatchPlan
 from vlm.data.reader import open_dataset
+from vlm.data.stream.loader import make_loader
 from vlm.data.stream.order import shuffled
 from vlm.errors import ConfigError
 from vlm.models.build import build
-from vlm.training.stage import _examples, make_loader
+from vlm.training.generative import chat_examples
 from vlm.training.warm_start import warm_start
 
 
@@ -20,7 +21,7 @@ def started(config, *, per_device):
     samples = open_dataset(config.stage.dataset, data_root=config.data_root)
     plan = BatchPlan(world=1, per_device=per_device, accumulation=1)
     order, num_steps = shuffled(len(samples), 0), plan.steps(len(samples))
-    explained = warm_start(model, make_loader(_examples(config, model, samples), order, plan=plan, num_steps=num_steps))
+    explained = warm_start(model, make_loader(chat_examples(config, model, samples), order, plan=plan, num_steps=num_steps))
     return model, explained
 
 
@@ -29,7 +30,7 @@ def test_connector_is_the_ridge_regression_from_mean_features_to_mean_answers(ti
     config = tiny()
     model, explained = started(config, per_device=1)
     x, y = [], []
-    for example in _examples(config, model, open_dataset(config.stage.dataset, data_root=config.data_root)):
+    for example in chat_examples(config, model, open_dataset(config.stage.dataset, data_root=config.data_root)):
         if len(example.pixels) == 1:
             answer = [i for i in example.labels.tolist() if i != -100 and i not in model.language.tokenizer.all_special_ids]
             with torch.no_grad():

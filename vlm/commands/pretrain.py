@@ -33,10 +33,11 @@ def run(config: TrainConfig) -> Path | None:
     from vlm.distributed.launch import launch
     from vlm.evaluate.answer_match import answer_metrics
     from vlm.evaluate.validation import look, validation_loss
-    from vlm.training.stage import Validation, run_stage
+    from vlm.training.generative import Generative, Validation
+    from vlm.training.stage import run_stage
 
     world = launch(config.device)
-    run_dir = run_stage(config, world, Validation(loss=validation_loss, look=look, score=answer_metrics))
+    run_dir = run_stage(Generative(config, Validation(loss=validation_loss, look=look, score=answer_metrics)), world)
     return run_dir if world.is_main else None
 
 

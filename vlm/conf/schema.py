@@ -85,7 +85,7 @@ class VisionLanguageConfig:
 
     def __post_init__(self) -> None:
         if self.name:
-            _check_folder_word("model", self.name)
+            check_folder_word("model", self.name)
 
     @property
     def run_name(self) -> str:
@@ -93,13 +93,23 @@ class VisionLanguageConfig:
         return self.name or f"{self.vision}-{self.connector}-{self.language}".replace(":", "-").replace("/", "-")
 
 
-def _check_at_least(least: int, group: str, **values: float | int | None) -> None:
+def check_at_least(least: int, group: str, **values: float | int | None) -> None:
+    """Refuse settings of a group that are below a number.
+
+    Raises:
+        ConfigError: With the first one.
+    """
     for name, value in values.items():
         if value is not None and not value >= least:  # so that nan is refused
             raise ConfigError(f"--{group}.{name.replace('_', '-')} is {value}; at least {least}.")
 
 
-def _check_folder_word(group: str, name: str) -> None:
+def check_folder_word(group: str, name: str) -> None:
+    """Refuse a name that cannot be part of a folder's.
+
+    Raises:
+        ConfigError: With the name.
+    """
     if not name or set(name) & set("/\\+"):
         raise ConfigError(f"--{group}.name is {name!r}; it becomes part of a folder's name, so it needs letters and neither / nor \\ nor +.")
 
@@ -162,9 +172,9 @@ class Schedule:
     """Largest norm of the whole gradient; None: no clipping."""
 
     def __post_init__(self) -> None:
-        _check_folder_word("stage", self.name)
-        _check_at_least(1, "stage", global_batch_size=self.global_batch_size, max_steps=self.max_steps)
-        _check_at_least(0, "stage", weight_decay=self.weight_decay)
+        check_folder_word("stage", self.name)
+        check_at_least(1, "stage", global_batch_size=self.global_batch_size, max_steps=self.max_steps)
+        check_at_least(0, "stage", weight_decay=self.weight_decay)
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"--stage.clip-norm is {self.clip_norm}; it must be positive, and None means no clipping.")
         if self.max_time is not None and not 0 < self.max_time < math.inf:
@@ -215,8 +225,8 @@ class StageConfig(Schedule):
                 f"Batch sizes are at least 1; got --stage.global-batch-size {self.global_batch_size}, --stage.per-device-batch-size {self.per_device_batch_size}."
             )
         super().__post_init__()
-        _check_at_least(1, "stage", max_length=self.max_length, pack_length=self.pack_length)
-        _check_at_least(0, "stage", num_workers=self.num_workers)
+        check_at_least(1, "stage", max_length=self.max_length, pack_length=self.pack_length)
+        check_at_least(0, "stage", num_workers=self.num_workers)
 
 
 @dataclass(frozen=True)
@@ -239,7 +249,7 @@ class TrackingConfig:
     """Compare the answers at each look with their references: validation/exact_match and validation/token_f1, 0 to 1. Answers are cut at 32 tokens."""
 
     def __post_init__(self) -> None:
-        _check_at_least(1, "tracking", log_every=self.log_every, sample_every=self.sample_every, num_samples=self.num_samples)
+        check_at_least(1, "tracking", log_every=self.log_every, sample_every=self.sample_every, num_samples=self.num_samples)
 
 
 @dataclass(frozen=True)
@@ -256,7 +266,7 @@ class AssumeConfig:
     """Devices that the run will use; None: as many as torchrun has started processes."""
 
     def __post_init__(self) -> None:
-        _check_at_least(1, "assume", text_tokens=self.text_tokens, num_devices=self.num_devices)
+        check_at_least(1, "assume", text_tokens=self.text_tokens, num_devices=self.num_devices)
         if not 0 < self.mfu <= 1:
             raise ConfigError(f"--assume.mfu is {self.mfu}; it must be above 0 and at most 1.")
 
@@ -273,7 +283,7 @@ class ParallelConfig:
     """Under fsdp and hsdp, free gathered weights after the forward pass and gather them again in the backward pass: less memory, more traffic."""
 
     def __post_init__(self) -> None:
-        _check_at_least(1, "parallel", shard_size=self.shard_size)
+        check_at_least(1, "parallel", shard_size=self.shard_size)
 
 
 @dataclass(frozen=True, kw_only=True)

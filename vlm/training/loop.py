@@ -22,8 +22,9 @@ from vlm.errors import ConfigError, DataFormatError
 from vlm.training.incidents import Incident, MicroBatchLoss, SpikeDetector
 from vlm.training.meter import COMMUNICATION, OPTIMIZER, Meter
 from vlm.training.optim import clip_by_norm, make_optimizer, norms_by_part, rates_by_part, set_rates
-from vlm.types import ChatBatch, World
+from vlm.types import TrainBatch, World
 
+SPEEDS, AMOUNTS = ("tokens", "images", "pairs", "texts"), ("samples", "truncated")  # of what a batch counts, what is logged as which metric
 MOST_SKIPPED_IN_A_ROW = 10  # steps; a run whose every step is broken must not go on for days
 
 
@@ -101,7 +102,7 @@ def count_steps(stage: StageConfig, num_rows: int) -> int:
 
 def train(
     trainee: Trainee,
-    batches: Iterable[ChatBatch],
+    batches: Iterable[TrainBatch],
     *,
     stage: StageConfig,
     plan: BatchPlan,
@@ -177,7 +178,7 @@ class _Loop:
     spikes: SpikeDetector = field(default_factory=SpikeDetector)
     skipped: int = 0  # steps in a row, up to this one
 
-    def take_step(self, step: int, stream: Iterator[ChatBatch]) -> float:
+    def take_step(self, step: int, stream: Iterator[TrainBatch]) -> float:
         """One optimizer step; returns its mean loss."""
         clock = time.perf_counter()
         micro_batches = _take(stream, self.plan.accumulation, self.world.device)
@@ -202,7 +203,7 @@ class _Loop:
         self.hooks.after_step(step, micro_batches[-1].position)
         return seen.mean
 
-    def _accumulate(self, micro_batches: list[ChatBatch], step: int) -> _Step:
+    def _accumulate(self, micro_batches: list[TrainBatch], step: int) -> _Step:
         """Backward passes of one global batch.
 
         Each micro-batch's sum is divided by the labels of the whole global batch, counted over all ranks before the first backward pass, and multiplied
@@ -255,7 +256,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
 
 
-def _take(stream: Iterator[ChatBatch], count: int, device: torch.device) -> list[ChatBatch]:
+def _take(stream: Iterator[TrainBatch], count: int, device: torch.device) -> list[TrainBatch]:
     batches = []
     for _ in range(count):
         batch = next(stream, None)
@@ -280,27 +281,23 @@ def refuse_broken_weights(model: nn.Module, step: int) -> None:
 
 
 def _metrics(
-    loss: float, norm: float, rates: Mapping[str, float], batches: list[ChatBatch], *, seconds: float, waited: float, world: World
+    loss: float, norm: float, rates: Mapping[str, float], batches: Sequence[TrainBatch], *, seconds: float, waited: float, world: World
 ) -> dict[str, float]:
-    slots = sum(batch.ids.numel() for batch in batches)
-    tokens = slots - sum(batch.num_padding for batch in batches)
-    images, samples, truncated = (sum(count) for count in zip(*((len(b.pixels), b.num_samples, b.num_truncated) for b in batches), strict=True))
-    slots, tokens, images, samples, truncated = sum_lists_over_ranks([slots, tokens, images, samples, truncated], world)
+    counts = [batch.counts() for batch in batches]
+    total = dict(zip(counts[0], sum_lists_over_ranks([sum(count[name] for count in counts) for name in counts[0]], world), strict=True))
     return {
         "loss": loss,
         "grad_norm": norm,
         **{f"lr/{part}": rate for part, rate in rates.items()},
-        "tokens_per_second": tokens / seconds,
-        "images_per_second": images / seconds,
-        "num_samples": samples,
-        "num_truncated": truncated,
-        "padding_share": 1 - tokens / slots,
+        **{f"{name}_per_second": total[name] / seconds for name in SPEEDS if name in total},
+        **{f"num_{name}": total[name] for name in AMOUNTS if name in total},
+        **({"padding_share": 1 - total["tokens"] / total["slots"]} if "slots" in total else {}),
         "seconds_per_step": seconds,
         "data_wait_share": waited / seconds,
     }
 
 
-def _source_metrics(sources: Sequence[str], by_source: list[float], batches: list[ChatBatch], world: World) -> dict[str, float]:
+def _source_metrics(sources: Sequence[str], by_source: list[float], batches: Sequence[TrainBatch], world: World) -> dict[str, float]:
     """Mean loss and conversations of each source in the step; nothing where all data is from one, and no loss of a source without labels."""
     if len(sources) < 2:
         return {}

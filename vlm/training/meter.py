@@ -18,7 +18,7 @@ from vlm.distributed.collectives import sum_lists_over_ranks
 from vlm.models.build import skeleton
 from vlm.models.flops import FlopModel, Work
 from vlm.training.peak import Peak, peak_of
-from vlm.types import ChatBatch, World
+from vlm.types import World
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Meter:
         self._seconds: dict[str, float] = defaultdict(float)
         self._pending: list[tuple[str, Any, Any]] = []  # CUDA events
 
-    def watch(self, batches: Iterable[ChatBatch]) -> Iterator[ChatBatch]:
+    def watch(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Pass batches through, and count what they hold while they are still on CPU."""
         for batch in batches:
             if self._flops is not None:

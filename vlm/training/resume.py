@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vlm.conf.schema import TrainConfig
+from vlm.conf.schema import RunConfig
 from vlm.conf.serialize import read_config, to_dict
 from vlm.data.stream.order import Position, RowOrder
 from vlm.distributed.checkpoint import optimizer_tensors, read_tensors
@@ -40,7 +40,7 @@ FREE = (
 LONGER = ("stage.max_steps", "stage.epochs")  # may change, and then the schedule is another from here on
 
 
-def find_resume(config: TrainConfig) -> Path | None:
+def find_resume(config: RunConfig) -> Path | None:
     """The checkpoint that a run goes on from; None if it starts.
 
     Raises:
@@ -66,7 +66,7 @@ def find_resume(config: TrainConfig) -> Path | None:
     return None
 
 
-def _refuse_foreign(config: TrainConfig) -> None:
+def _refuse_foreign(config: RunConfig) -> None:
     if config.resume in ("", "auto"):
         return
     folder, own = Path(config.resume), config.run_dir / "checkpoints"
@@ -82,13 +82,13 @@ def _refuse_damage(folder: Path) -> None:
         raise CheckpointError(f"Checkpoint {folder} is damaged: {damage}. Name an earlier one, or use --resume auto.")
 
 
-def check_same_run(config: TrainConfig) -> None:
+def check_same_run(config: RunConfig) -> None:
     """Compare a config with the one that its run folder stores.
 
     Raises:
         ConfigError: If a setting differs that changes what the run computes; each is named with both values.
     """
-    stored = _flat(to_dict(read_config(config.run_dir / "config.json", TrainConfig)))
+    stored = _flat(to_dict(read_config(config.run_dir / "config.json", type(config))))
     now = _flat(to_dict(config))
     different = [name for name in now if stored.get(name) != now[name] and not _is_free(name)]
     refused = [f"--{_flag(name)} was {stored.get(name)!r}, is {now[name]!r}" for name in different if name not in LONGER]

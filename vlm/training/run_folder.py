@@ -6,14 +6,14 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from vlm.conf.schema import TrainConfig
+from vlm.conf.schema import RunConfig
 from vlm.conf.serialize import read_config, write_config
 from vlm.errors import ConfigError, VLMError
 
 log = logging.getLogger(__name__)
 
 
-def check(config: TrainConfig) -> None:
+def check(config: RunConfig) -> None:
     """Refuse a run folder that is in use, or that could not be made; one that a run left before its first step is named, for `create` replaces it.
 
     Raises:
@@ -21,7 +21,7 @@ def check(config: TrainConfig) -> None:
             be written.
     """
     resumes = bool(config.resume) and (config.run_dir / "config.json").is_file()
-    if is_abandoned(config.run_dir) and not config.overwrite:
+    if is_abandoned(config.run_dir, type(config)) and not config.overwrite:
         log.info("run folder %s is of a run that ended before its first step: it is replaced", config.run_dir)
     elif config.run_dir.exists() and not (config.overwrite or resumes):
         raise ConfigError(
@@ -34,19 +34,19 @@ def check(config: TrainConfig) -> None:
         raise _not_writable(config.run_root, error) from error
 
 
-def is_abandoned(folder: Path) -> bool:
+def is_abandoned(folder: Path, kind: type[RunConfig]) -> bool:
     """True if a run made this folder and failed before its first step: nothing is in it but the config, or not even that."""
     if not (folder / "checkpoints").is_dir():
         return False
     contents = {path.name for path in folder.rglob("*") if path.is_dir() or path.stat().st_size}
     try:
-        ours = "config.json" not in contents or read_config(folder / "config.json", TrainConfig).run_id == folder.name
+        ours = "config.json" not in contents or read_config(folder / "config.json", kind).run_id == folder.name
         return ours and contents <= {"config.json", "config.json.tmp", "checkpoints"}
     except VLMError:
         return False
 
 
-def create(config: TrainConfig) -> Path:
+def create(config: RunConfig) -> Path:
     """Make the run folder anew and store the config in it, without the permission to overwrite or resume.
 
     Raises:
@@ -63,7 +63,7 @@ def create(config: TrainConfig) -> Path:
     return folder
 
 
-def store(config: TrainConfig) -> None:
+def store(config: RunConfig) -> None:
     """Store a config in its run folder, without the permission to overwrite or resume.
 
     Raises:
