@@ -16,7 +16,9 @@ from vlm.backbones.loading import Load
 from vlm.backbones.text import TEXT
 from vlm.backbones.text.base import build_text
 from vlm.backbones.text.llm2vec import TEMPLATES, reading_of
+from vlm.backbones.text.pooled import PooledTextEncoder
 from vlm.errors import CheckpointError, ConfigError
+from vlm.models.catalog import inspect
 from vlm.types import TextEncoder
 
 GOLDEN = Path(__file__).parents[2] / "data" / "llm2vec_golden"
@@ -58,6 +60,40 @@ def test_tokens_and_the_number_that_counts_are_those_of_the_original(id: str):
     for row, wanted in enumerate(CASES["tokens"][id]):
         ids = tokens.ids[row][tokens.seen[row].bool()].tolist()
         assert (ids, int(tokens.counted[row].sum())) == (wanted["input_ids"], wanted["pooled"])
+
+
+def of_the_original(tokenizer: Any, pairs: list[tuple[str, str]], *, template: str, end: str, max_length: int, doc_max_length: int) -> list[tuple]:
+    """What `_convert_to_str`, `prepare_for_tokenization` and `tokenize` of llm2vec.py do to one text after the other, with their separator."""
+    rows = []
+    for instruction, text in pairs:
+        length = len(tokenizer(text, add_special_tokens=False, truncation=True, max_length=max_length).input_ids)
+        while length > doc_max_length:
+            text = " ".join(text.split()[: int(len(text.split()) * doc_max_length / length)])
+            length = len(tokenizer(text, add_special_tokens=False, truncation=True, max_length=max_length).input_ids)
+        text = f"{instruction.strip()} !@#$%^&*(){text}" if instruction else f"!@#$%^&*(){text}"
+        text = template.replace("{text}", text.strip()) if template != "{text}" else text
+        text = text.strip() + end if end else text
+        head, tail = text.split("!@#$%^&*()")
+        ids = tokenizer(head + tail, truncation=True, max_length=max_length).input_ids
+        rows.append((ids, len(tokenizer(tail, add_special_tokens=False, truncation=True, max_length=max_length).input_ids)))
+    return rows
+
+
+@pytest.mark.parametrize(("max_length", "doc_max_length"), [(512, 400), (40, 24)])
+@pytest.mark.parametrize("instruction", ["", "  ", " Represent the caption: "])
+@pytest.mark.parametrize("end", ["", " </s>", "<|endoftext|>"])
+@pytest.mark.parametrize("template", ["{text}", *sorted(set(TEMPLATES.values()))])
+def test_tokens_are_those_of_the_original_written_out(encoder, template: str, end: str, instruction: str, max_length: int, doc_max_length: int):
+    texts = [*TEXTS, "\n cat  \t", "the dog " * 60, "INST [/INST] <|eot_id|>"]
+    lengths = {"max_length": max_length, "doc_max_length": doc_max_length}
+    wanted = of_the_original(encoder.tokenizer, [(instruction, text) for text in texts], template=template, end=end, **lengths)
+    pooling = "eos_token" if end else "mean"
+    reading = replace(encoder.reading, template=template, end=end, pooling=pooling, doc_max_length=doc_max_length)
+    own = PooledTextEncoder(encoder.tower, tokenizer=encoder.tokenizer, width=64, max_length=max_length, reading=reading)
+    tokens = own.tokenize(texts, instruction=instruction)
+    for row, (ids, count) in enumerate(wanted):
+        assert tokens.ids[row][tokens.seen[row].bool()].tolist() == ids
+        assert tokens.counted[row].sum() == (min(count, len(ids)) or len(ids))
 
 
 def test_one_source_path_loads_base_adapters_template_and_settings_without_the_network(monkeypatch: pytest.MonkeyPatch):
@@ -188,6 +224,11 @@ def test_pooling_at_the_end_token_writes_what_prepare_for_tokenization_does(name
     reading = reading_of(name, transformers.AutoConfig.for_model(model_type))
     assert "".join(replace(reading, pooling="eos_token").write("a cat \n", " Do: ")) == whole
     assert "".join(replace(reading, pooling="last_token").write("a cat", "Do:")) == whole.removesuffix(reading.end)
+
+
+def test_any_open_name_can_be_inspected_without_weights():
+    facts = inspect(f"llm2vec:{GOLDEN}").facts
+    assert (facts["tokens"], facts["joint width"], facts["parameters"]) == ("512", "64", "not known before the download")
 
 
 def test_unknown_pooling_is_refused_with_the_known_ones(encoder):

@@ -65,3 +65,11 @@ def test_file_of_another_model_is_one_line(name: str, tmp_path: Path):
 def test_instruction_is_refused(name: str):
     with pytest.raises(ConfigError, match="takes no instruction"):
         build_text(TEXT[f"open-clip:{name}"], Load(source=None)).encode(["a"], instruction="Find it")
+
+
+def test_tower_is_sized_on_the_meta_device(name: str):
+    spec = TEXT[f"open-clip:{name}"]
+    with torch.device("meta"):
+        tower = spec.build(spec, Load(source=None))
+        assert tower(torch.zeros(2, spec.max_length, dtype=torch.long)).shape == (2, spec.width)
+    assert {parameter.device.type for parameter in tower.parameters()} == {"meta"}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -102,7 +103,7 @@ def open_clip_tower(spec: TextSpec, load: Load) -> OpenClipTower:
     open_clip = _open_clip(name)
     pretrained = None if load.source is None else str(load.source)
     try:
-        model = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False)
+        model = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False, device=torch.get_default_device())
     except (OSError, RuntimeError) as error:  # RuntimeError: no such weights, or of another model
         raise CheckpointError(
             f"Weights of open-clip:{name}:{pretrained} could not be loaded ({' '.join(str(error).split())[:300]}). {REMEDY}"
