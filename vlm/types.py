@@ -318,6 +318,10 @@ class TextEncoder(Protocol):
         """One vector a text, not normalized."""
         ...
 
+    def describe(self, *, instruction: str = "") -> dict[str, object]:
+        """All that changes the vectors but the values of the weights: source, adapters, template, pooling, instruction, lengths, type, tokenizer."""
+        ...
+
     def blocks(self) -> Sequence[nn.Module]:
         """What FSDP2 shards and checkpointing wraps."""
         ...

@@ -37,7 +37,8 @@ def from_pretrained(model_class: Any, source: str | Path, **options: Any) -> tup
     Raises:
         CheckpointError: If neither a folder nor the hub has it, or the files cannot be read; in one line.
     """
-    return _read(model_class, source, what="Weights", output_loading_info=True, attn_implementation="sdpa", ignore_mismatched_sizes=True, **options)
+    options = {"attn_implementation": "sdpa"} | options
+    return _read(model_class, source, what="Weights", output_loading_info=True, ignore_mismatched_sizes=True, **options)
 
 
 def read_config(config_class: Any, source: str | Path) -> Any:

@@ -266,7 +266,8 @@ def _without_weights(config: VisionLanguageConfig, parts: Composition) -> dict[s
 
 
 def _origin(spec: Any) -> dict[str, str]:
-    return {"parameters": f"{spec.num_parameters:,}", "source": str(spec.source), "license": spec.license, "paper": spec.paper}
+    count = "not known before the download" if spec.num_parameters is None else f"{spec.num_parameters:,}"
+    return {"parameters": count, "source": str(spec.source), "license": spec.license, "paper": spec.paper}
 
 
 def tree(module: nn.Module, path: str, *, depth: int = TREE_DEPTH) -> list[tuple[str, str, int]]:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from vlm.backbones.loading import Load
 from vlm.backbones.text import TEXT
-from vlm.backbones.text.base import auto_tokenizer, build_text
+from vlm.backbones.text.base import auto_tokenizer, build_text, tokenizer_hash
 from vlm.backbones.text.tiny import SPECS
 from vlm.errors import CheckpointError, ConfigError, DataFormatError, MissingPackageError
 from vlm.types import TextEncoder
@@ -29,7 +29,7 @@ def test_full_size_entry_has_the_parameters_and_shapes_that_its_spec_says(name: 
     assert len(tower.blocks()) == spec.architecture["num_hidden_layers"]
 
 
-@pytest.mark.parametrize("name", [name for name in TEXT if name != "clip-b32-224-text"])
+@pytest.mark.parametrize("name", [name for name in TEXT if TEXT[name].reading is None and name != "clip-b32-224-text"])
 def test_text_entry_is_named_after_the_vision_entry_of_the_same_checkpoint(name: str):
     from vlm.backbones.vision import VISION
 
@@ -73,6 +73,25 @@ def test_short_text_is_padded_on_the_right_to_the_whole_length(name: str):
     words = encoder.tokenizer("blue").input_ids
     assert ids == words + [1] * (32 - len(words))
     assert words[-1] == 1
+
+
+def test_description_names_what_changes_the_vectors_and_no_call_changes_it(name: str, folder):
+    path, _ = folder(name)
+    encoder = build_text(SPECS[name], Load(source=path))
+    first = encoder.describe()
+    encoder.encode(TEXTS)
+    half = build_text(SPECS[name], Load(source=path, dtype=torch.bfloat16)).describe()
+    assert first == encoder.describe() == json.loads(json.dumps(first))
+    assert first | {"dtype": "bfloat16"} == half != first
+    assert first["source"] == str(path)
+    assert first["max_length"] == 32
+
+
+def test_tokenizer_with_another_word_has_another_hash():
+    tokenizers = [SPECS["tiny-clip-text"].tokenizer(SPECS["tiny-clip-text"], None) for _ in range(3)]
+    tokenizers[2].add_tokens(["<beyond>"])
+    same, again, other = map(tokenizer_hash, tokenizers)
+    assert same == again != other
 
 
 def test_instruction_is_refused(name: str):

@@ -1,9 +1,12 @@
 """What a text encoder is before any download (`TextSpec`), and the wrapper that gives a tower its tokenizer. Knows no single family.
 
-A tower maps token ids to vectors. The text tower that was trained with the vision backbone `<name>` is registered as `<name>-text`, so that a dual
+A tower maps token ids to vectors. Towers that were trained on texts padded to one length are wrapped here, in `HFTextEncoder`; transformers that are
+pooled are wrapped in `pooled.py`. The text tower that was trained with the vision backbone `<name>` is registered as `<name>-text`, so that a dual
 encoder finds its other half by name, and no name stands for two parts.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +16,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlm.backbones.loading import REMEDY, Load
+from vlm.backbones.text.reading import Reading
 from vlm.errors import CheckpointError, ConfigError, DataFormatError, MissingPackageError
+
+
+def padded_text(spec: "TextSpec", load: Load) -> "HFTextEncoder":
+    """The encoder of a spec whose tower takes texts padded to one length."""
+    tokenizer, tower = spec.tokenizer(spec, load.source), spec.build(spec, load)
+    return HFTextEncoder(tower, tokenizer=tokenizer, width=spec.width, max_length=spec.max_length, source=load.source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +37,14 @@ class TextSpec:
         architecture: Config values that size the tower; a loaded one must agree with each.
         width: Width of a text's vector: the joint space of texts and images.
         max_length: Tokens that a text is padded or cut to, its end token included.
-        num_parameters: Parameters of the tower, with its projection into the joint space.
+        num_parameters: Parameters of the tower, with its projection into the joint space; None if not known before the download.
         license: Licence of the weights.
         paper: Where the model is described.
         aliases: Other names.
         packages: Optional pip packages that the tokenizer needs.
+        adapters: LoRA adapters that are merged into the weights in this order: name of the training stage to hub id or folder.
+        reading: How a transformer without a vector of its own reads texts; None for towers that pool by themselves.
+        assemble: Joins tower and tokenizer into an encoder.
     """
 
     build: Callable[["TextSpec", Load], nn.Module]
@@ -39,12 +52,15 @@ class TextSpec:
     source: str | None
     width: int
     max_length: int
-    num_parameters: int
+    num_parameters: int | None
     license: str
     paper: str
     architecture: Mapping[str, Any] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    reading: Reading | None = None
+    assemble: Callable[["TextSpec", Load], Any] = padded_text
 
 
 class TransformersText(nn.Module):
@@ -80,7 +96,7 @@ class HFTextEncoder(nn.Module):
     Every text is padded to the same length, so its vector does not depend on the texts beside it.
     """
 
-    def __init__(self, tower: Any, *, tokenizer: Any, width: int, max_length: int):
+    def __init__(self, tower: Any, *, tokenizer: Any, width: int, max_length: int, source: str | Path | None = None):
         """Join a tower and its tokenizer.
 
         Args:
@@ -88,14 +104,16 @@ class HFTextEncoder(nn.Module):
             tokenizer: A tokenizer of transformers.
             width: Width of the vectors.
             max_length: Tokens that a text is padded or cut to, its end token included.
+            source: Where the weights came from, for `describe`.
 
         Raises:
             CheckpointError: If tower and tokenizer do not belong together.
         """
         super().__init__()
-        _check_tokenizer(tokenizer, tower)
+        check_tokenizer(tokenizer, tower)
         self.tower, self.tokenizer = tower, tokenizer
         self.width, self.max_length = width, max_length
+        self._source = source
 
     def encode(self, texts: Sequence[str], *, instruction: str = "") -> Float[Tensor, "B E"]:
         """One vector a text, not normalized.
@@ -108,8 +126,7 @@ class HFTextEncoder(nn.Module):
             ConfigError: If an instruction is given: these towers were trained on bare captions.
             DataFormatError: If `texts` is empty or a single string.
         """
-        if instruction:
-            raise ConfigError(f"This text encoder takes no instruction, got {instruction!r}. Write the words into the texts, or leave it empty.")
+        refuse_instruction(instruction)
         return self(self.tokenize(texts).to(next(self.parameters()).device))
 
     def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "B T"]:
@@ -118,8 +135,7 @@ class HFTextEncoder(nn.Module):
         Raises:
             DataFormatError: If `texts` is empty, or a single string, which would be read as one text a letter.
         """
-        if isinstance(texts, str) or not texts:
-            raise DataFormatError(f"A text encoder takes a list of at least one text, got {texts[:40]!r}.")
+        check_texts(texts)
         options = {"padding": "max_length", "padding_side": "right", "truncation": True, "max_length": self.max_length}
         return self.tokenizer(list(texts), return_tensors="pt", **options).input_ids
 
@@ -131,9 +147,14 @@ class HFTextEncoder(nn.Module):
         """The transformer layers."""
         return self.tower.blocks()
 
+    def describe(self, *, instruction: str = "") -> dict[str, object]:
+        """All that changes the vectors but the values of the weights, as a cache's key needs it; see `TextEncoder`."""
+        refuse_instruction(instruction)
+        return description(self, source=self._source, tokenizer=tokenizer_hash(self.tokenizer))
 
-def build_text(spec: TextSpec, load: Load) -> HFTextEncoder:
-    """A text encoder with its tokenizer, in evaluation mode.
+
+def build_text(spec: TextSpec, load: Load) -> Any:
+    """A text encoder with its tokenizer, in evaluation mode: a module that is a `TextEncoder`.
 
     Args:
         spec: What to build.
@@ -142,10 +163,9 @@ def build_text(spec: TextSpec, load: Load) -> HFTextEncoder:
 
     Raises:
         CheckpointError: If weights or tokenizer cannot be found, are of another model, or do not belong together.
-        MissingPackageError: If the tokenizer needs a package that is not installed.
+        MissingPackageError: If a package is not installed that the encoder needs.
     """
-    tokenizer = spec.tokenizer(spec, load.source)
-    return HFTextEncoder(spec.build(spec, load), tokenizer=tokenizer, width=spec.width, max_length=spec.max_length).eval()
+    return spec.assemble(spec, load).eval()
 
 
 def auto_tokenizer(spec: TextSpec, source: str | Path | None) -> Any:
@@ -171,7 +191,58 @@ def auto_tokenizer(spec: TextSpec, source: str | Path | None) -> Any:
     return tokenizer
 
 
-def _check_tokenizer(tokenizer: Any, tower: Any) -> None:
+def read_json(source: str | Path, name: str) -> Any:
+    """What a JSON file beside weights says; None if there is none, or the hub has none.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+    """
+    from transformers.utils.hub import cached_file
+
+    local = Path(source).is_dir()
+    try:
+        path = cached_file(str(source), name, local_files_only=local, _raise_exceptions_for_missing_entries=False)
+        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name} of {str(source)!r} could not be read ({' '.join(str(error).split())[:300]}). {REMEDY}") from error
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse what is no list of texts.
+
+    Raises:
+        DataFormatError: If it is empty, or a single string, which would be read as one text a letter.
+    """
+    if isinstance(texts, str) or not texts:
+        raise DataFormatError(f"A text encoder takes a list of at least one text, got {texts[:40]!r}.")
+
+
+def refuse_instruction(instruction: str) -> None:
+    """Refuse an instruction, for towers that were trained on bare captions.
+
+    Raises:
+        ConfigError: If there is one.
+    """
+    if instruction:
+        raise ConfigError(f"This text encoder takes no instruction, got {instruction!r}. Write the words into the texts, or leave it empty.")
+
+
+def description(encoder: Any, *, source: str | Path | None, tokenizer: str, instruction: str = "") -> dict[str, object]:
+    """What every encoder's `describe` says: where it came from, how long its texts are, the type of its weights, and what else is given here."""
+    facts = {"width": encoder.width, "max_length": encoder.max_length, "dtype": str(next(encoder.parameters()).dtype).removeprefix("torch.")}
+    return {"source": str(source), "tokenizer": tokenizer, "instruction": instruction} | facts
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """A hash by which a tokenizer of transformers is known again: vocabulary, merges, normalization, special tokens."""
+    parts = {"vocabulary": sorted(tokenizer.get_vocab().items()), "special": sorted(map(str, tokenizer.all_special_tokens))}
+    if getattr(tokenizer, "is_fast", False):
+        whole = json.loads(tokenizer.backend_tokenizer.to_str())
+        parts |= {key: value for key, value in whole.items() if key not in ("truncation", "padding")}  # which the last call set
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_tokenizer(tokenizer: Any, tower: Any) -> None:
     """Refuse a tokenizer of another model: ids without a row would crash, and an end token that the tower does not know pools the first token."""
     highest = max(tokenizer.get_vocab().values())
     if highest >= tower.vocab_size:
