@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from vlm.backbones.image import IMAGE
+from vlm.backbones.image.base import build_image
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.language.base import build_language
 from vlm.backbones.loading import Load
@@ -24,16 +26,18 @@ from vlm.data.stream.collate import collate_singly
 from vlm.data.stream.examples import Example
 from vlm.messages import Message
 from vlm.models.build import build, resolve
-from vlm.types import Connector, Documents, LanguageModel, VisionBackbone
+from vlm.types import Connector, Documents, ImageEncoder, LanguageModel, VisionBackbone
 
 ROOT = Path(__file__).parents[1]
 TINY_VISION = [name for name in VISION if name.startswith("tiny-")]
 TINY_LANGUAGE = [name for name in LANGUAGE if name.startswith("tiny-")]
+TINY_IMAGE = [name for name in IMAGE if name.startswith("tiny-")]
 
 
 def test_there_are_tiny_parts_of_each_kind():
     assert len(TINY_VISION) >= 4
     assert len(TINY_LANGUAGE) >= 6
+    assert len(TINY_IMAGE) >= 4
 
 
 @pytest.mark.parametrize("name", TINY_VISION)
@@ -47,6 +51,17 @@ def test_vision_backbone_maps_uint8_pixels_to_patch_features(name):
     assert features.shape == (2, spec.num_patches, spec.width)
     assert tower.pooled(pixels).shape == (2, spec.pooled_width or spec.width)
     assert features.isfinite().all()
+
+
+@pytest.mark.parametrize("name", TINY_IMAGE)
+@torch.no_grad()
+def test_image_encoder_maps_uint8_pixels_to_one_vector_a_picture(name):
+    spec = IMAGE[name]
+    encoder = build_image(spec, Load(source=spec.source))
+    pixels = torch.randint(0, 256, (2, 3, spec.image_size, spec.image_size), dtype=torch.uint8)
+    assert isinstance(encoder, ImageEncoder)
+    assert encoder(pixels).shape == (2, spec.width)
+    assert encoder(pixels).isfinite().all()
 
 
 @pytest.mark.parametrize("name", TINY_LANGUAGE)

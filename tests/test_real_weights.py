@@ -13,6 +13,8 @@ import os
 import pytest
 import torch
 
+from vlm.backbones.image import IMAGE
+from vlm.backbones.image.base import build_image
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.language.base import HFCausalLM, build_language
 from vlm.backbones.loading import Load
@@ -22,7 +24,7 @@ from vlm.backbones.vision import VISION
 from vlm.messages import Message
 from vlm.verified import Verification, record, verifications
 
-REGISTRIES = {"vision": VISION, "language": LANGUAGE, "text": TEXT}
+REGISTRIES = {"vision": VISION, "language": LANGUAGE, "image": IMAGE, "text": TEXT}
 BASE_MODELS = {"pure"}  # templates of models that were trained on text alone
 
 
@@ -99,6 +101,23 @@ def test_vision_backbone_tells_pictures_apart(name):
     assert (features[0] - darker).norm() < (features[0] - features[1]).norm()
     packages = [spec.package] if spec.package else []
     note(f"vision/{name}", f"two pictures differ by {apart:.2f} of the features' norm, one twice by nothing", *packages, always=not from_pip(spec))
+
+
+@pytest.mark.parametrize("name", entries(IMAGE))
+@torch.no_grad()
+def test_image_encoder_puts_a_darker_picture_nearer_than_another_one(name):
+    spec = IMAGE[name]
+    encoder = build_image(spec, Load(spec.source))  # refuses missing tensors and other sizes
+    assert sum(weight.numel() for weight in encoder.parameters()) == spec.num_parameters
+    first, second = scene(spec.image_size), scene(spec.image_size, seed=0)
+    vectors = encoder(torch.stack([first, second, (first.float() * 0.95).to(torch.uint8)]))
+    assert vectors.shape == (3, spec.width)
+    assert vectors.isfinite().all()
+    picture, other, darker = torch.nn.functional.normalize(vectors, dim=1)
+    near, far = float(picture @ darker), float(picture @ other)
+    assert near > far
+    packages = [spec.package] if spec.package else []
+    note(f"image/{name}", f"a darker picture has cosine {near:.2f}, another one {far:.2f}", *packages, always=not from_pip(spec))
 
 
 @pytest.mark.parametrize("name", entries(TEXT))

@@ -56,10 +56,13 @@ class ImagePolicy:
 
     Attributes:
         size: Side of a tile, in pixels.
-        mode: squash (ignore the aspect ratio), crop (short side to `size`, center crop), or pad (to a square of `fill`, then resize).
+        mode: squash (ignore the aspect ratio), crop (short side to `short_side`, center crop), or pad (to a square of `fill`, then resize).
         resample: Filter of the resize, by PIL's name.
         fill: RGB color of the padding, 0 to 255.
-        reduced_jpeg: Decode JPEG files at a fraction of their size where that is still above `size`: faster, and the pixels differ slightly.
+        reduced_jpeg: Decode JPEG files at a fraction of their size where that is still above what it is resized to: faster, and the pixels differ slightly.
+        short_side: Of crop, what the short side is resized to before the cut, at least `size`; None for `size`.
+        half_pixel: Of crop, where the cut begins if the margins are not whole pixels: `down` rounds the first one down, as transformers does, `even` rounds
+            to an even number, as torchvision does, and with it open_clip and timm.
     """
 
     size: int
@@ -67,6 +70,8 @@ class ImagePolicy:
     resample: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
     fill: tuple[int, int, int] = (127, 127, 127)
     reduced_jpeg: bool = False
+    short_side: int | None = None
+    half_pixel: Literal["down", "even"] = "down"
 
 
 @dataclass(frozen=True)
@@ -320,6 +325,26 @@ class TextEncoder(Protocol):
 
     def describe(self, *, instruction: str = "") -> dict[str, object]:
         """All that changes the vectors but the values of the weights: source, adapters, template, pooling, instruction, lengths, type, tokenizer."""
+        ...
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """What FSDP2 shards and checkpointing wraps."""
+        ...
+
+
+@runtime_checkable
+class ImageEncoder(Protocol):
+    """Pixels to vectors, for the contrastive models. Normalizes pixels inside, in fp32."""
+
+    width: int
+    image_policy: ImagePolicy
+
+    def __call__(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N E"]:
+        """One vector an image, not normalized; pictures become pixels by `image_policy`."""
+        ...
+
+    def describe(self) -> dict[str, object]:
+        """All that changes the vectors: source, weights, image policy, pooling, type."""
         ...
 
     def blocks(self) -> Sequence[nn.Module]:

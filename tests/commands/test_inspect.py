@@ -20,6 +20,13 @@ from vlm.models.build import build
         ("siglip-so400m-384", ["tokens an image  729 (one a patch)"]),
         ("easy-vqa", ["dataset easy-vqa", "train, test", "MIT", "pip package easy-vqa", "vlm preprocess --dataset-id easy-vqa"]),
         ("gelu-mlp", ["connector mlp2x-gelu"]),
+        (
+            "tiny-clip-image",
+            ["image tiny-clip-image", "10,224", "32 x 32 (crop, bicubic)", "8: class token after the last norm, projected", "CLIPVisionModel"],
+        ),
+        ("dinov2-l14-reg-224-image", ["224 x 224 (crop, short side to 256, bicubic)", "304,372,736"]),
+        ("fused:tiny-clip-image+tiny-siglip-image", ["image fused:tiny", "24: "]),
+        ("fused:tiny-clip+tiny-siglip", ["vision fused:tiny"]),
         ("phi-2", ["2,779,683,840", "2,048 tokens"]),
     ],
 )

@@ -4,13 +4,14 @@ import re
 import pytest
 
 from vlm.__main__ import main
+from vlm.backbones.image import IMAGE
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.vision import VISION
 from vlm.conf.presets import PRESETS
 from vlm.connectors import CONNECTORS
 from vlm.data.datasets import DATASETS
 
-KINDS = {"vision": VISION, "language": LANGUAGE, "connectors": CONNECTORS, "datasets": DATASETS, "presets": PRESETS}
+KINDS = {"vision": VISION, "language": LANGUAGE, "image": IMAGE, "connectors": CONNECTORS, "datasets": DATASETS, "presets": PRESETS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -41,6 +42,7 @@ def test_presets_are_listed_by_model_below_their_source(capsys):
     [
         ("vision", "fused:<a>+<b>, timm:<name>"),
         ("language", "hf:<id or folder>"),
+        ("image", "fused:<a>+<b>, open-clip:<model>:<weights>-image"),
         ("connectors", "mlp:<width>x<width>@<activation>"),
     ],
 )

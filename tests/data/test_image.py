@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm.data.image import load_image, load_tiles, picture_size, to_tiles
+from vlm.data.image import load_image, load_tiles, picture_size, to_pixels, to_tiles
 from vlm.errors import DataFormatError
 from vlm.types import ImageLayout, ImagePolicy
 
@@ -40,6 +40,33 @@ def test_crop_is_clip_of_transformers(size: tuple[int, int], side: int):
     processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     tiles, _ = to_tiles(noise(*size), ImagePolicy(size=side, mode="crop"))
     assert torch.equal(tiles, processed(processor, noise(*size)).to(torch.uint8))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("half_pixel", ["down", "even"])
+def test_crop_out_of_a_larger_resize_is_that_of_transformers_and_of_torchvision(size: tuple[int, int], half_pixel: str):
+    """35 of 40 pixels: margins of 2.5, so rounding shows on both sides."""
+    policy = ImagePolicy(size=35, mode="crop", short_side=40, half_pixel=half_pixel)
+    if half_pixel == "down":
+        from transformers import CLIPImageProcessorPil
+
+        processor = CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 35, "width": 35})
+        expected = processed(processor, noise(*size)).to(torch.uint8)[0]
+    else:
+        transforms = pytest.importorskip("torchvision.transforms")
+        cut = transforms.CenterCrop(35)(transforms.Resize(40, transforms.InterpolationMode.BICUBIC)(noise(*size)))
+        expected = torch.from_numpy(np.array(cut)).permute(2, 0, 1)
+    assert torch.equal(to_tiles(noise(*size), policy)[0][0], expected)
+
+
+def test_pixels_of_several_pictures_are_theirs_in_order():
+    policy = ImagePolicy(size=32, mode="crop")
+    pictures = [noise(*size) for size in SIZES]
+    pixels = to_pixels(pictures, policy)
+    assert pixels.shape == (len(SIZES), 3, 32, 32)
+    assert all(torch.equal(row, to_tiles(picture, policy)[0][0]) for row, picture in zip(pixels, pictures, strict=True))
+    with pytest.raises(DataFormatError, match="no picture"):
+        to_pixels([], policy)
 
 
 def test_crop_refuses_a_picture_whose_resized_form_would_be_huge():

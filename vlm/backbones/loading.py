@@ -53,7 +53,7 @@ def read_config(config_class: Any, source: str | Path) -> Any:
 def _read(transformers_class: Any, source: str | Path, *, what: str, **options: Any) -> Any:
     from huggingface_hub.errors import StrictDataclassError  # a config whose values contradict each other
 
-    local = _is_folder(source)
+    local = is_folder(source)
     try:
         with quiet(local), _without_load_report():
             return transformers_class.from_pretrained(str(source), local_files_only=local, **options)
@@ -91,7 +91,7 @@ def quiet(local: bool) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _is_folder(source: str | Path) -> bool:
+def is_folder(source: str | Path) -> bool:
     """True for a folder, False for what can only be a hub id (`owner/name`)."""
     if Path(source).is_dir():
         return True

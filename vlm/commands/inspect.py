@@ -12,7 +12,7 @@ class Arguments:
     """What to show."""
 
     name: Annotated[str, Positional]
-    """A vision backbone, language model, text encoder, connector, dataset or preset."""
+    """A vision backbone, language model, image encoder, text encoder, connector, dataset or preset."""
 
 
 def main(argv: Sequence[str]) -> None:

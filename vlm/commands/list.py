@@ -13,7 +13,7 @@ class Arguments:
     """What to list."""
 
     kind: Annotated[str, Positional] = ""
-    """vision, language, text, connectors, templates, datasets or presets; empty: all."""
+    """vision, language, image, text, connectors, templates, datasets or presets; empty: all."""
     json: bool = False
     """Print JSON instead of tables."""
     markdown: bool = False

@@ -1,7 +1,7 @@
 """Picture files to square uint8 RGB tiles, by PIL; bit-equal to transformers' PIL image processors. Normalization belongs to the vision backbones."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -108,13 +108,24 @@ def to_tiles(image: Image.Image, policy: ImagePolicy) -> tuple[UInt8[Tensor, "N 
     return tile.permute(2, 0, 1).unsqueeze(0).contiguous(), layout
 
 
+def to_pixels(images: Sequence[Image.Image], policy: ImagePolicy) -> UInt8[Tensor, "N 3 H W"]:
+    """The tiles of several pictures, in their order, as an image encoder takes them.
+
+    Raises:
+        DataFormatError: If there is no picture, or one of them cannot be used.
+    """
+    if not images:
+        raise DataFormatError("There is no picture to make pixels of; give at least one.")
+    return torch.cat([to_tiles(image, policy)[0] for image in images])
+
+
 def load_tiles(path: Path, policy: ImagePolicy) -> tuple[UInt8[Tensor, "N 3 H W"], ImageLayout]:
     """The tiles of the picture in a file.
 
     Raises:
         DataFormatError: If the file cannot be read, or its picture cannot be cut; with the path.
     """
-    image = load_image(path, at_least=policy.size if policy.reduced_jpeg else None)
+    image = load_image(path, at_least=(policy.short_side or policy.size) if policy.reduced_jpeg else None)
     try:
         tiles, layout = to_tiles(image, policy)
         return tiles, layout_of(*picture_size(path), policy) if policy.reduced_jpeg else layout
@@ -131,19 +142,25 @@ def _squash(image: Image.Image, policy: ImagePolicy) -> Image.Image:
 
 
 def _crop(image: Image.Image, policy: ImagePolicy) -> Image.Image:
-    """CLIP's: the short side to `size`, the long one rounded down, then the middle."""
+    """CLIP's: the short side to `short_side`, the long one rounded down, then the middle."""
     size, short, long = policy.size, min(image.size), max(image.size)
     if long > MAX_ASPECT_RATIO * short:
         raise DataFormatError(
             f"A picture of {image.width}x{image.height} pixels is too narrow for --model.resize crop, which takes sides of at most {MAX_ASPECT_RATIO} to 1. "
             "Cut the picture, leave it out, or use squash or pad."
         )
-    width, height = (size if side == short else int(size * side / short) for side in image.size)
-    left, top = (width - size) // 2, (height - size) // 2
+    short_side = policy.short_side or size
+    width, height = (short_side if side == short else int(short_side * side / short) for side in image.size)
+    left, top = _margin(width - size, policy), _margin(height - size, policy)
     if width > size:  # PIL resizes columns first and rows then, so columns that are cut away need no rows: the same bits in less time
         wide = _resize(image, width, image.height, policy)
-        return _resize(wide.crop((left, 0, left + size, image.height)), size, size, policy)
+        image, width, left = wide.crop((left, 0, left + size, image.height)), size, 0
     return _resize(image, width, height, policy).crop((left, top, left + size, top + size))
+
+
+def _margin(excess: int, policy: ImagePolicy) -> int:
+    """Pixels before the middle part."""
+    return excess // 2 if policy.half_pixel == "down" else round(excess / 2)  # Python rounds halves to even numbers, as torchvision does
 
 
 def _pad(image: Image.Image, policy: ImagePolicy) -> Image.Image:

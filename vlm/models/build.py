@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm.backbones.fingerprint import fingerprint
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.language.base import HFCausalLM, LanguageSpec, build_language
 from vlm.backbones.language.chat_templates import find_template
@@ -24,7 +25,6 @@ from vlm.connectors import CONNECTORS
 from vlm.connectors.base import ConnectorSpec
 from vlm.errors import ConfigError
 from vlm.messages import ChatTemplate
-from vlm.models.fingerprint import fingerprint
 from vlm.models.vision_language import PARTS, VisionLanguageModel
 from vlm.types import ImagePolicy
 

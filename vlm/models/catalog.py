@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm.backbones.image import IMAGE
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.language.chat_templates import TEMPLATES
 from vlm.backbones.loading import Load
@@ -54,6 +55,14 @@ def _language() -> list[dict[str, Any]]:
     return [row(name, spec) for name, spec in LANGUAGE.items()]
 
 
+def _image() -> list[dict[str, Any]]:
+    def row(name: str, spec: Any) -> dict[str, Any]:
+        sizes = {"pixels": spec.image_size, "resize": spec.image_policy.mode, "width": spec.width, "parameters": spec.num_parameters}
+        return {"name": name, **sizes, "source": str(spec.source), "license": spec.license, **_ran("image", name), "aliases": list(spec.aliases)}
+
+    return [row(name, spec) for name, spec in IMAGE.items()]
+
+
 def _text() -> list[dict[str, Any]]:
     def row(name: str, spec: Any) -> dict[str, Any]:
         sizes = {"tokens": spec.max_length, "width": spec.width, "parameters": spec.num_parameters}
@@ -91,6 +100,7 @@ def _models() -> list[dict[str, Any]]:
 LISTERS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "vision": _vision,
     "language": _language,
+    "image": _image,
     "text": _text,
     "connectors": _connectors,
     "templates": _templates,
@@ -99,7 +109,7 @@ LISTERS: dict[str, Callable[[], list[dict[str, Any]]]] = {
 }
 
 
-OPEN: dict[str, Registry[Any]] = {"vision": VISION, "language": LANGUAGE, "text": TEXT, "connectors": CONNECTORS}
+OPEN: dict[str, Registry[Any]] = {"vision": VISION, "language": LANGUAGE, "image": IMAGE, "text": TEXT, "connectors": CONNECTORS}
 
 
 def open_names(kind: str) -> tuple[str, ...]:
@@ -118,7 +128,7 @@ class Inspection:
     """What a part or a composition is made of.
 
     Attributes:
-        kind: vision, language, text, connector, dataset or preset.
+        kind: vision, language, image, text, connector, dataset or preset.
         name: Its registered name.
         facts: What is known of it, label by label.
         tree: Module path, class and number of parameters, from the outside in; empty for a dataset.
@@ -133,10 +143,13 @@ class Inspection:
 def inspect(name: str) -> Inspection:
     """Build a part or a preset's composition on the meta device, at full size and without weights; of a dataset, its facts alone.
 
+    An open name that several kinds answer to, such as `open-clip:<model>-image`, is told by its ending.
+
     Raises:
         UnknownNameError: If no registry has the name.
     """
-    for known, inspector in INSPECTORS:
+    half = {"image": IMAGE, "text": TEXT}.get(name.rpartition("-")[2])
+    for known, inspector in sorted(INSPECTORS, key=lambda entry: entry[0] is not half):
         if name in known:
             return inspector(known.resolve(name))
     raise UnknownNameError("part, dataset or preset", name, {name for known, _ in INSPECTORS for name in known})
@@ -163,6 +176,16 @@ def _inspect_language(name: str) -> Inspection:
         "LoRA targets": spec.lora_targets if isinstance(spec.lora_targets, str) else ", ".join(spec.lora_targets),
     }
     return Inspection("language", name, facts | _origin(spec), tree(module, "language"))
+
+
+def _inspect_image(name: str) -> Inspection:
+    spec = IMAGE[name]
+    with torch.device("meta"):
+        module = spec.build(spec, Load(source=None))
+    policy = spec.image_policy
+    cut = f", short side to {policy.short_side}" if policy.short_side else ""
+    facts = {"pixels": f"{policy.size} x {policy.size} ({policy.mode}{cut}, {policy.resample})", "vector": f"{spec.width}: {spec.pooling}"}
+    return Inspection("image", name, facts | _origin(spec), tree(module, "image"))
 
 
 def _inspect_text(name: str) -> Inspection:
@@ -250,6 +273,7 @@ def _count_trained(part: str, module: nn.Module, lora: LoRAOptions | None) -> in
 INSPECTORS: tuple[tuple[Registry[Any], Callable[[str], Inspection]], ...] = (
     (VISION, _inspect_vision),
     (LANGUAGE, _inspect_language),
+    (IMAGE, _inspect_image),
     (TEXT, _inspect_text),
     (CONNECTORS, _inspect_connector),
     (DATASETS, _inspect_dataset),
@@ -286,7 +310,7 @@ def tree(module: nn.Module, path: str, *, depth: int = TREE_DEPTH) -> list[tuple
 def markdown(columns_left_out: frozenset[str] = frozenset({"source", "license", "answer"})) -> str:
     """The tables of README.md: what can be composed, as Markdown."""
     sections = []
-    listed = {kind: LISTERS[kind]() for kind in ("vision", "language", "text", "connectors")} | {"presets": _models()}
+    listed = {kind: LISTERS[kind]() for kind in ("vision", "language", "image", "text", "connectors")} | {"presets": _models()}
     for kind, entries in listed.items():
         rows = [{column: value for column, value in row.items() if column not in columns_left_out} for row in entries]
         header = [column.replace("_", " ") for column in rows[0]]

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vlm.backbones.fingerprint import fingerprint, own_name
 from vlm.backbones.lora import is_idle, is_lora, renew_magnitudes
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.conf.serialize import from_dict, to_dict
@@ -23,7 +24,6 @@ from vlm.distributed.launch import choose_device, choose_precision
 from vlm.distributed.shard import place_of
 from vlm.errors import CheckpointError, ConfigError
 from vlm.models.build import build
-from vlm.models.fingerprint import fingerprint, own_name
 from vlm.models.parameters import parameter_rows
 from vlm.models.vision_language import PARTS, VisionLanguageModel
 

@@ -6,7 +6,7 @@ without prefix tokens (class token, registers).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -74,6 +74,26 @@ class VisionSpec:
         return red, green, blue
 
 
+@runtime_checkable
+class PixelStatistics(Protocol):
+    """What normalization reads of a spec."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of a tile, in pixels."""
+        ...
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Channel means, of values in 0 to 1."""
+        ...
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Channel deviations."""
+        ...
+
+
 class Normalize(nn.Module):
     """uint8 tiles to normalized floats, in fp32 whatever the type of the tower.
 
@@ -85,7 +105,7 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, spec: VisionSpec):
+    def __init__(self, spec: PixelStatistics):
         """Keep the statistics and the tile size of a spec."""
         super().__init__()
         self.image_size = spec.image_size

@@ -1,4 +1,6 @@
-"""CLIP image encoders (Radford et al. 2021, arXiv:2103.00020) through transformers, with the activation they were trained with, quick GELU."""
+"""CLIP image encoders (Radford et al. 2021, arXiv:2103.00020) through transformers, with the activation they were trained with: quick GELU, or LAION's exact GELU."""
+
+from dataclasses import replace
 
 from torch import nn
 
@@ -6,6 +8,7 @@ from vlm.backbones.loading import Load, load_transformers
 from vlm.backbones.vision.base import CLIP_ATTENTION, OPENAI_MEAN, OPENAI_STD, TransformersVision, VisionSpec
 
 BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 16}
+BASE_32 = BASE | {"patch_size": 32}
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14}
 
 
@@ -31,11 +34,13 @@ def clip_with_gelu(spec: VisionSpec, load: Load) -> TransformersVision:
     return tower
 
 
-def _spec(size: dict[str, int], *, source: str, image_size: int, num_parameters: int, alias: str) -> VisionSpec:
+def _spec(
+    size: dict[str, int], *, source: str, image_size: int, num_parameters: int, hidden_act: str = "quick_gelu", aliases: tuple[str, ...] = ()
+) -> VisionSpec:
     return VisionSpec(
         build=clip,
         source=source,
-        architecture=size | {"image_size": image_size, "hidden_act": "quick_gelu"},
+        architecture=size | {"image_size": image_size, "hidden_act": hidden_act},
         width=size["hidden_size"],
         image_size=image_size,
         num_patches=(image_size // size["patch_size"]) ** 2,
@@ -45,12 +50,20 @@ def _spec(size: dict[str, int], *, source: str, image_size: int, num_parameters:
         lora_targets=CLIP_ATTENTION,
         license="MIT",
         paper="arXiv:2103.00020",
-        aliases=(alias,),
+        aliases=aliases,
     )
 
 
 SPECS = {
-    "clip-b16-224": _spec(BASE, source="openai/clip-vit-base-patch16", image_size=224, num_parameters=85_799_424, alias="clip-vit-b"),
-    "clip-l14-224": _spec(LARGE, source="openai/clip-vit-large-patch14", image_size=224, num_parameters=303_179_776, alias="clip-vit-l"),
-    "clip-l14-336": _spec(LARGE, source="openai/clip-vit-large-patch14-336", image_size=336, num_parameters=303_507_456, alias="clip-vit-l-336px"),
+    "clip-b32-224": _spec(BASE_32, source="openai/clip-vit-base-patch32", image_size=224, num_parameters=87_456_000),
+    # LAION's training of the same architecture, with exact GELU (Cherti et al. 2022)
+    "clip-b32-224-laion2b": replace(
+        _spec(BASE_32, source="laion/CLIP-ViT-B-32-laion2B-s34B-b79K", image_size=224, num_parameters=87_456_000, hidden_act="gelu"),
+        paper="arXiv:2212.07143",
+    ),
+    "clip-b16-224": _spec(BASE, source="openai/clip-vit-base-patch16", image_size=224, num_parameters=85_799_424, aliases=("clip-vit-b",)),
+    "clip-l14-224": _spec(LARGE, source="openai/clip-vit-large-patch14", image_size=224, num_parameters=303_179_776, aliases=("clip-vit-l",)),
+    "clip-l14-336": _spec(
+        LARGE, source="openai/clip-vit-large-patch14-336", image_size=336, num_parameters=303_507_456, aliases=("clip-vit-l-336px",)
+    ),
 }

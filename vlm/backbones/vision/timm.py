@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vlm.backbones.loading import REMEDY, Load, check_complete, require
 from vlm.backbones.lora import linear_layers
+from vlm.backbones.torchvision_shim import prepare_torchvision
 from vlm.backbones.vision.base import Normalize, VisionSpec, position_of_layer
 from vlm.errors import CheckpointError, ConfigError, UnknownNameError
 
@@ -147,6 +148,7 @@ def _attention_layers(model: nn.Module) -> tuple[str, ...] | str:
 
 def _timm(name: str) -> Any:
     require("timm", f"The vision backbone timm:{name}", extra="timm")
+    prepare_torchvision()
     import timm
 
     return timm

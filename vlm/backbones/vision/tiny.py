@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import torch
-from torch import nn
 
 from vlm.backbones.loading import Load
 from vlm.backbones.vision.base import CLIP_ATTENTION, IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD, VIT_ATTENTION, VisionSpec
@@ -14,13 +14,16 @@ from vlm.backbones.vision.dinov2 import dinov2
 from vlm.backbones.vision.fused import fused_spec
 from vlm.backbones.vision.siglip import siglip
 
+Spec = TypeVar("Spec")
+Tower = TypeVar("Tower")
+
 RANDOM = "random"  # the `source` of these specs; a folder with a saved model of the same size is loaded instead
 SEED = 0
 SIZE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 8}
 IMAGE_SIZE = 32
 
 
-def seeded(build: Callable[[VisionSpec, Load], nn.Module], spec: VisionSpec, load: Load) -> nn.Module:
+def seeded(build: Callable[[Spec, Load], Tower], spec: Spec, load: Load) -> Tower:
     """What `build` makes, with weights from a fixed seed unless a folder is given; the caller's random state is untouched."""
     if load.source == RANDOM:
         load = replace(load, source=None)

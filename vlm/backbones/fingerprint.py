@@ -17,8 +17,8 @@ def own_name(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A hash of a part's own weights, adapters left out: names, shapes, and evenly spaced values of each.
+def fingerprint(module: nn.Module, *, adapters: bool = False) -> str:
+    """A hash of a part's own weights: names, shapes, and evenly spaced values of each. Adapters are left out unless `adapters` is true.
 
     Of a tensor up to VALUES_PER_TENSOR all values are hashed, of a larger one between a few less and twice as many (see `_stride`), from all of its
     columns if it has rows enough. What it can miss: a change of few values, between those that are hashed, and one below bf16's rounding.
@@ -26,7 +26,7 @@ def fingerprint(module: nn.Module) -> str:
     Values are rounded to bf16 first, so that the same weights give the same fingerprint whether loaded in fp32 or in bf16.
     """
     digest = hashlib.sha256()
-    own = {own_name(name): tensor for name, tensor in module.state_dict().items() if not is_lora(name)}
+    own = {own_name(name): tensor for name, tensor in module.state_dict().items() if adapters or not is_lora(name)}
     for name, tensor in sorted(own.items()):
         flat = tensor.detach().flatten()
         sample = flat[:: _stride(flat.numel())].to("cpu", torch.float32).to(torch.bfloat16)
