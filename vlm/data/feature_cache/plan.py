@@ -29,6 +29,8 @@ class Plan:
         firsts: For each vector, the first item that it is of.
         row_of_item: For each item, its vector.
         shard_rows: Vectors of a shard.
+        batch_size: Most items in a batch.
+        batch_tokens: Most tokens in a batch.
     """
 
     items: Sequence[Any]
@@ -37,17 +39,31 @@ class Plan:
     firsts: np.ndarray
     row_of_item: np.ndarray
     shard_rows: int
+    batch_size: int | None
+    batch_tokens: int | None
 
     @classmethod
-    def of(cls, items: Sequence[Any], ids: Sequence[str] | None, lengths: Sequence[int] | None, *, shard_rows: int) -> "Plan":
-        """Find the items that are equal.
+    def of(
+        cls,
+        items: Sequence[Any],
+        ids: Sequence[str] | None,
+        lengths: Sequence[int] | None,
+        *,
+        shard_rows: int,
+        batch_size: int | None,
+        batch_tokens: int | None,
+    ) -> "Plan":
+        """Find the items that are equal; the arguments are those of `write_features`.
 
-        Args:
-            items: What is encoded.
-            ids: A name for each item, if they have names.
-            lengths: Tokens of each item; None to take the letters of texts.
-            shard_rows: Vectors of a shard.
+        Raises:
+            ConfigError: If the settings contradict each other, or an item alone is longer than a batch may be.
         """
+        _check_counts(len(items), ids=ids, lengths=lengths)
+        _check_sizes(shard_rows=shard_rows, batch_size=batch_size, batch_tokens=batch_tokens)
+        if batch_size is None and batch_tokens is None:
+            raise ConfigError("Give a batch_size, or lengths and batch_tokens.")
+        if batch_tokens is not None and lengths is None:
+            raise ConfigError(f"batch_tokens={batch_tokens} needs lengths: the tokens of each item.")
         rows: dict[Any, int] = {}
         firsts: list[int] = []
         row_of_item = np.empty(len(items), dtype=np.int64)
@@ -57,7 +73,9 @@ class Plan:
                 firsts.append(i)
             row_of_item[i] = row
         known = lengths if lengths is not None else [len(item) if isinstance(item, str) else 0 for item in items]
-        return cls(items, ids, np.asarray(known), np.array(firsts), row_of_item, shard_rows)
+        plan = cls(items, ids, np.asarray(known), np.array(firsts), row_of_item, shard_rows, batch_size, batch_tokens)
+        plan._refuse_too_long()
+        return plan
 
     @property
     def num_shards(self) -> int:
@@ -68,16 +86,15 @@ class Plan:
         """Numbers of the items that a shard's vectors are made from."""
         return self.firsts[shard * self.shard_rows : (shard + 1) * self.shard_rows]
 
-    def lengths_of_shard(self, shard: int) -> np.ndarray:
-        """Their lengths."""
-        return self.lengths[self.items_of_shard(shard)]
+    def batches(self, shard: int) -> list[np.ndarray]:
+        """Positions in a shard, in the batches that they are encoded in."""
+        return length_batches(self.lengths[self.items_of_shard(shard)], batch_size=self.batch_size, batch_tokens=self.batch_tokens)
 
-    def refuse_longer_than(self, batch_tokens: int) -> None:
-        """Raise if an item alone is more than a batch may hold."""
+    def _refuse_too_long(self) -> None:
         longest = int(self.lengths.argmax())
-        if self.lengths[longest] > batch_tokens:
+        if self.batch_tokens is not None and self.lengths[longest] > self.batch_tokens:
             raise ConfigError(
-                f"{self.name(longest)} has {self.lengths[longest]} tokens, a batch holds batch_tokens={batch_tokens}. "
+                f"{self.name(longest)} has {self.lengths[longest]} tokens, a batch holds batch_tokens={self.batch_tokens}. "
                 "Raise it, or cut the item and give its new length."
             )
 
@@ -133,3 +150,17 @@ def length_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int | Non
         batches.append(order[start : start + count])
         start += count
     return batches
+
+
+def _check_counts(num_items: int, **lists: Sequence[Any] | None) -> None:
+    if not num_items:
+        raise ConfigError("There is nothing to encode: the list of items is empty.")
+    for name, values in lists.items():
+        if values is not None and len(values) != num_items:
+            raise ConfigError(f"There are {num_items} items and {len(values)} {name}; give one for each.")
+
+
+def _check_sizes(**sizes: int | None) -> None:
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ConfigError(f"{name} must be at least 1, got {size}.")

@@ -34,7 +34,7 @@ from vlm.data.feature_cache.manifest import (
     refuse_foreign_files,
     size_of,
 )
-from vlm.data.feature_cache.plan import Plan, length_batches
+from vlm.data.feature_cache.plan import Plan
 from vlm.data.manifest import MANIFEST, file_sha256
 from vlm.data.preparation.locks import locked
 from vlm.errors import ConfigError, DataFormatError
@@ -90,60 +90,28 @@ def write_features(
         DataFormatError: If `encode` returns anything but one finite vector an item, or a value that `dtype` cannot hold; the item is named.
     """
     world = world or World.single()
-    _check_settings(len(items), dtype, ids, lengths, batch_size, batch_tokens, shard_rows)
-    plan = Plan.of(items, ids, lengths, shard_rows=shard_rows)
-    if batch_tokens is not None:
-        plan.refuse_longer_than(batch_tokens)
+    plan = Plan.of(items, ids, lengths, shard_rows=shard_rows, batch_size=batch_size, batch_tokens=batch_tokens)
     with _disk_errors(folder):
-        manifest = _begin(folder, plan, plain_key(key), dtype)
+        manifest = _begin(folder, plan, plain_key(key), _name_of(dtype))
     plan = replace(plan, shard_rows=manifest.shard_rows)
-    work = [
-        (i, batch)
-        for i in range(world.rank, len(manifest.shards), world.size)
-        if not manifest.shards[i].stands(folder)
-        for batch in length_batches(plan.lengths_of_shard(i), batch_size=batch_size, batch_tokens=batch_tokens)
-    ]
+    missing = [i for i in range(world.rank, len(manifest.shards), world.size) if not manifest.shards[i].stands(folder)]
     encoder = _Encoder(encode, plan, dtype, width or manifest.width or None)
-    for i, batches in groupby(progress(work, len(work)), key=itemgetter(0)):
-        with ExitStack() as held:
-            with _disk_errors(folder):
-                held.enter_context(locked([folder / f".{manifest.shards[i].file}.lock"], work=f"writes a shard of {folder}"))
-            rows = encoder.shard(i, [batch for _, batch in batches])
-            with _disk_errors(folder):
-                _record(folder, i, _store(rows, folder, manifest.shards[i]), width=rows.shape[1])
+    _write_shards(folder, [(i, manifest.shards[i]) for i in missing], encoder, progress)
 
 
-def _check_settings(
-    num_items: int,
-    dtype: torch.dtype,
-    ids: Sequence[str] | None,
-    lengths: Sequence[int] | None,
-    batch_size: int | None,
-    batch_tokens: int | None,
-    shard_rows: int,
-) -> None:
-    if not num_items:
-        raise ConfigError("There is nothing to encode: the list of items is empty.")
-    if dtype not in DTYPES.values():
+def _name_of(dtype: torch.dtype) -> str:
+    names = [name for name, known in DTYPES.items() if known == dtype]
+    if not names:
         raise ConfigError(f"Features are stored as {', '.join(DTYPES)}; got {dtype}.")
-    for name, values in (("ids", ids), ("lengths", lengths)):
-        if values is not None and len(values) != num_items:
-            raise ConfigError(f"There are {num_items} items and {len(values)} {name}; give one for each.")
-    if batch_size is None and batch_tokens is None:
-        raise ConfigError("Give a batch_size, or lengths and batch_tokens.")
-    if batch_tokens is not None and lengths is None:
-        raise ConfigError(f"batch_tokens={batch_tokens} needs lengths: the tokens of each item.")
-    for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens), ("shard_rows", shard_rows)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}.")
+    return names[0]
 
 
-def _begin(folder: Path, plan: Plan, key: dict[str, Any], dtype: torch.dtype) -> FeatureManifest:
+def _begin(folder: Path, plan: Plan, key: dict[str, Any], dtype: str) -> FeatureManifest:
     """The manifest of the folder, which is made if it is not there."""
     wanted = FeatureManifest(
         key=key,
         key_sha256=key_sha256(key),
-        dtype=next(name for name, known in DTYPES.items() if known == dtype),
+        dtype=dtype,
         items=len(plan.items),
         items_sha256=plan.sha256(),
         rows=len(plan.firsts),
@@ -172,6 +140,19 @@ def _write_index(folder: Path, contents: bytes) -> None:
     with FileLock(folder / LOCK):  # other ranks write the same
         _write_flushed(building, contents)
         building.replace(folder / INDEX)
+
+
+def _write_shards(folder: Path, shards: Sequence[tuple[int, Shard]], encoder: "_Encoder", progress: Progress) -> None:
+    """Encode shards, given with their numbers, one after the other."""
+    by_number = dict(shards)
+    work = [(i, batch) for i in by_number for batch in encoder.plan.batches(i)]
+    for i, batches in groupby(progress(work, len(work)), key=itemgetter(0)):
+        with ExitStack() as held:
+            with _disk_errors(folder):
+                held.enter_context(locked([folder / f".{by_number[i].file}.lock"], work=f"writes a shard of {folder}"))
+            rows = encoder.shard(i, [batch for _, batch in batches])
+            with _disk_errors(folder):
+                _record(folder, i, _store(rows, folder, by_number[i]), width=rows.shape[1])
 
 
 @dataclass(frozen=True)
