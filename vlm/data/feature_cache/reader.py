@@ -97,7 +97,7 @@ class FeatureCache:
             wanted = self._row_of_item[wanted]
         if self._gap:
             wanted = wanted + wanted // self.manifest.shard_rows * self._gap
-        return self._table.index_select(0, wanted).view(self.dtype)
+        return self._table.index_select(0, wanted)
 
     def rows_of(self, ids: Sequence[str]) -> Int[Tensor, " B"]:
         """The numbers of the items with these ids, for `rows`.
@@ -188,13 +188,12 @@ def _map_over(address: int, size: int, path: Path) -> None:
         raise DataFormatError(f"{path} cannot be mapped into memory ({os.strerror(ctypes.get_errno())}). Put the features on a local disk.")
 
 
-def _as_table(memory: np.ndarray, manifest: FeatureManifest) -> Tensor:
-    """The memory as rows of the widest integers that fit: torch gathers them faster than halves."""
-    row_bytes = manifest.width * manifest.torch_dtype.itemsize
-    number = np.int64 if row_bytes % 8 == 0 else np.int16
+def _as_table(memory: np.ndarray, manifest: FeatureManifest) -> Float[Tensor, "rows D"]:
+    """The memory as rows; NumPy does not know bfloat16, so torch names the dtype."""
+    numbers = memory.view(np.int16 if manifest.torch_dtype.itemsize == 2 else np.int32).reshape(-1, manifest.width)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)  # nobody gets this tensor to write to
-        return torch.from_numpy(memory.view(number).reshape(-1, row_bytes // np.dtype(number).itemsize))
+        return torch.from_numpy(numbers).view(manifest.torch_dtype)
 
 
 def _read_index(folder: Path) -> dict[str, Tensor]:
