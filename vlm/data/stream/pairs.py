@@ -20,10 +20,10 @@ from torch import Tensor
 
 from vlm.conf.schema import BatchPlan
 from vlm.data.stream.order import START, Position
-from vlm.data.stream.shuffle import Shuffle
+from vlm.data.stream.shuffle import MULTIPLIER, Shuffle, mix
 from vlm.errors import ConfigError, DataFormatError
 
-IMAGES, CAPTIONS, TEXTS = range(3)  # keys that tell the permutations of a seed apart
+IMAGES, CAPTIONS, TEXTS = range(3)  # what tells the permutations of a seed apart
 
 Batch = TypeVar("Batch", "TextBatch", "PairBatch")
 
@@ -186,11 +186,13 @@ class PairOrder:
     def _turns(self, epoch: int, chosen: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Which of its captions each image shows in an epoch."""
         turns = np.zeros_like(chosen)
+        key = np.random.SeedSequence([self.seed, CAPTIONS]).generate_state(1, np.uint64)
         for count in np.unique(counts[counts > 1]).tolist():
             mine = counts == count
             cycle, turn = divmod(epoch, count)
-            order = Shuffle(count, self.seed, CAPTIONS)  # another permutation for each image and cycle
-            turns[mine] = order(np.full(int(mine.sum()), turn), cycle * len(self.captions) + chosen[mine])
+            state = mix((chosen[mine] + cycle * len(self.captions)).astype(np.uint64) ^ key)  # of splitmix64: random numbers of this image and cycle
+            keys = mix(state[:, None] + np.arange(1, count + 1, dtype=np.uint64) * MULTIPLIER)
+            turns[mine] = keys.argsort(axis=1)[:, turn]
         return turns
 
     def digest(self) -> str:
