@@ -7,6 +7,8 @@ from functools import cache
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Shaped
+from torch import Tensor
 
 from vlm.types import World
 
@@ -51,6 +53,40 @@ def gather(value: T, world: World, group: Any = None) -> list[T]:
     values: list[Any] = [None] * world.size
     torch.distributed.all_gather_object(values, value, group=group or patient_group())
     return values
+
+
+def gather_with_gradient(tensor: Shaped[Tensor, "B *rest"], world: World) -> Shaped[Tensor, "G *rest"]:
+    """The rows of all ranks, on every rank, in the order of the ranks; the gradient of a row is the sum of what all ranks' losses say about it.
+
+    So the gradient of each rank's parameters is that of the sum of all ranks' losses with respect to its own rows; averaged over the ranks, as DDP does,
+    it is 1 / size of the gradient that one process has for all rows.
+
+    Raises:
+        ValueError: On every rank, if they have different numbers of rows.
+    """
+    if world.size == 1:
+        return tensor
+    counts = tensor.new_empty(world.size, dtype=torch.int64)
+    torch.distributed.all_gather_into_tensor(counts, counts.new_tensor([len(tensor)]))
+    if len(set(counts.tolist())) > 1:
+        raise ValueError(f"Ranks must gather equally many rows; they have {', '.join(map(str, counts.tolist()))}. Drop the batch, or cut it evenly.")
+    return _GatherRows.apply(tensor, world.size)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, size: int) -> Tensor:
+        rows = tensor.new_empty(size * len(tensor), *tensor.shape[1:])
+        torch.distributed.all_gather_into_tensor(rows, tensor.contiguous())
+        ctx.size = size
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        own = gradient.new_empty(len(gradient) // ctx.size, *gradient.shape[1:])
+        torch.distributed.reduce_scatter_tensor(own, gradient.contiguous())
+        return own, None
 
 
 def from_main(value: T, world: World) -> T:

@@ -33,7 +33,7 @@ class Shuffle:
             positions: Positions, 0 .. size - 1.
             rounds: Number of the permutation that each position is looked up in, not negative: each number is a permutation of its own.
         """
-        tweaks = _mix(np.broadcast_to(np.asarray(rounds), positions.shape).astype(np.uint64) * MULTIPLIER)
+        tweaks = mix(np.broadcast_to(np.asarray(rounds), positions.shape).astype(np.uint64) * MULTIPLIER)
         values = self._permute(positions.astype(np.uint64), tweaks)
         while (outside := values >= self.size).any():
             values[outside] = self._permute(values[outside], tweaks[outside])
@@ -42,11 +42,11 @@ class Shuffle:
     def _permute(self, values: np.ndarray, tweaks: np.ndarray) -> np.ndarray:
         left, right = values >> self._half, values & self._mask
         for key in self._keys:
-            left, right = right, left ^ (_mix(right * MULTIPLIER + (key ^ tweaks)) & self._mask)
+            left, right = right, left ^ (mix(right * MULTIPLIER + (key ^ tweaks)) & self._mask)
         return left << self._half | right
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
+def mix(values: np.ndarray) -> np.ndarray:
     """The finalizer of splitmix64: every bit of the input changes every bit of the output with probability one half."""
     values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
