@@ -39,6 +39,7 @@ NONE = "\N{EN DASH}"
 EXAMPLES = 8  # queries in each direction
 SHOWN_CLASSES = 40  # rows of the table of classes before it is folded
 DRAWN_CLASSES = 40  # of a confusion picture; of more classes, those that are confused most
+WIDE = 22  # classes; the picture of more is not readable at half the page's width
 THUMBNAIL = 200  # pixels
 LISTED = 20  # unreadable pictures on the page; all are in details.json
 
@@ -239,8 +240,8 @@ def _mistaken(confusion: Int[Tensor, "C C"] | None, names: Sequence[str]) -> lis
     return [f"{names[at]} ({count})" if count else "" for count, at in zip(most.tolist(), where.tolist(), strict=True)]
 
 
-def confusion_picture(result: ZeroShotResult, names: Sequence[str]) -> dict[str, str]:
-    """The confusion matrix in shares of the true class as SVG, and what it shows.
+def confusion_picture(result: ZeroShotResult, names: Sequence[str]) -> dict[str, Any]:
+    """The confusion matrix in shares of the true class as SVG, what it shows, and whether it needs the width of the page.
 
     Raises:
         MissingPackageError: If matplotlib is not installed.
@@ -250,7 +251,7 @@ def confusion_picture(result: ZeroShotResult, names: Sequence[str]) -> dict[str,
     part = result.confusion[shown][:, shown].double() / result.confusion.sum(1).clamp(min=1)[shown, None]
     everything = len(shown) == len(names)
     title = result.model if everything else f"{result.model}: the {len(shown)} classes that are confused most, of {len(names):,}"
-    return {"title": title, "svg": _draw(part, [names[i] for i in shown])}
+    return {"title": title, "svg": _draw(part, [names[i] for i in shown]), "wide": len(shown) > WIDE}
 
 
 def confused_classes(confusion: Int[Tensor, "C C"], most: int = DRAWN_CLASSES) -> list[int]:

@@ -181,20 +181,22 @@ def recalls(
     count, total = len(of_pictures), len(of_captions)
     times = torch.ones(count) if chosen is None else chosen.bincount(minlength=count).float()
     of_owner = times[owners]
-    found = {}
-    for k in ks:
-        found[f"image_retrieval_recall@{k}"] = ((of_captions < k).float() @ of_owner / of_owner.sum()).item() if k <= count else math.nan
-        found[f"text_retrieval_recall@{k}"] = ((of_pictures < k).float() @ times / times.sum()).item() if k <= total else math.nan
-    return found
+    pictures = {k: ((of_captions < k).float() @ of_owner / of_owner.sum()).item() if k <= count else math.nan for k in ks}
+    captions = {k: ((of_pictures < k).float() @ times / times.sum()).item() if k <= total else math.nan for k in ks}
+    return _named(pictures, captions)
+
+
+def _named(pictures: Mapping[int, float], captions: Mapping[int, float]) -> dict[str, float]:
+    return {
+        **{f"image_retrieval_recall@{k}": value for k, value in pictures.items()},
+        **{f"text_retrieval_recall@{k}": value for k, value in captions.items()},
+    }
 
 
 def chance_levels(owners: Int[Tensor, " M"], ks: Sequence[int]) -> dict[str, float]:
     """Recall of a random order: k of N pictures; and that one of a picture's m captions is among k of M, 1 - C(M-m, k) / C(M, k)."""
     captions = owners.bincount()
     count, total = len(captions), len(owners)
-    chance = {}
-    for k in ks:
-        chance[f"image_retrieval_recall@{k}"] = k / count if k <= count else math.nan
-        missed = [math.comb(total - own, k) / math.comb(total, k) for own in captions.tolist()] if k <= total else [math.nan]
-        chance[f"text_retrieval_recall@{k}"] = 1 - sum(missed) / len(missed)
-    return chance
+    pictures = {k: k / count if k <= count else math.nan for k in ks}
+    missed = {k: [math.comb(total - own, k) / math.comb(total, k) for own in captions.tolist()] for k in ks if k <= total}
+    return _named(pictures, {k: 1 - sum(missed[k]) / count if k in missed else math.nan for k in ks})

@@ -64,7 +64,7 @@ def test_what_is_missing_cut_or_something_else_is_said(cifar10, tmp_path, pixels
     spec, batch = BENCHMARKS["cifar10"], cifar10 / "cifar-10-batches-py" / "test_batch"
     with pytest.raises(UnknownNameError, match="split of cifar10 named 'val'"):
         spec.open(cifar10, "val", None)
-    with pytest.raises(DataFormatError, match="holds neither cifar-10-python.tar.gz nor cifar-10-batches-py/test_batch"):
+    with pytest.raises(DataFormatError, match=r"holds neither cifar-10-python.tar.gz nor cifar-10-batches-py/test_batch"):
         spec.open(tmp_path / "nowhere", "test", None)
     batch.write_bytes(old_pickle({b"data": pixels, b"labels": [0, 1]}))
     with pytest.raises(DataFormatError, match="is cut: 4 pictures, 2 labels"):

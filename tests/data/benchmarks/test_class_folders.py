@@ -77,5 +77,5 @@ def test_imagenet_needs_its_thousand_wnids_and_names_belong_to_their_sorted_orde
 
 def test_benchmarks_are_found_by_name():
     assert list(BENCHMARKS) == ["cifar10", "cifar100", "folders", "imagenet1k"] and BENCHMARKS["imagenet"].templates == "imagenet"
-    with pytest.raises(UnknownNameError, match="No classification benchmark named 'cifar11'. Did you mean 'cifar10'"):
+    with pytest.raises(UnknownNameError, match=r"No classification benchmark named 'cifar11'\. Did you mean 'cifar10'"):
         BENCHMARKS["cifar11"]
