@@ -37,9 +37,12 @@ def test_zero_shot_of_two_models_prints_a_table_and_where_the_results_are(folder
     said = capsys.readouterr().out
     assert "one" in said and "two" in said and "chance" in said and "100.0 (100.0 to 100.0)" in said
     assert "1 picture(s) cannot be read and are not measured; first red/broken.png" in said
-    assert "Not checked whether these images were trained on" in said and said.endswith("runs/evaluate/report.html\n")
+    assert "Not checked whether these images were trained on" in said and said.endswith("runs/evaluate/zero-shot-colors/report.html\n")
     assert (
-        json.loads((folders.parent / "runs/evaluate/two_colors_zeroshot_classification.json").read_text(encoding="utf-8"))["metrics"]["acc1"] == 1.0
+        json.loads((folders.parent / "runs/evaluate/zero-shot-colors/two_colors_zeroshot_classification.json").read_text(encoding="utf-8"))[
+            "metrics"
+        ]["acc1"]
+        == 1.0
     )
 
 

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import sys
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from PIL import Image
 
 from vlm.data.benchmarks.base import Labelled, Picture
 from vlm.data.benchmarks.captioned import Captioned
-from vlm.errors import ConfigError
+from vlm.errors import ConfigError, MissingPackageError
 from vlm.evaluate.contrastive_report import class_rows, confused_classes, render, score_table, write_results
 from vlm.evaluate.retrieval import evaluate_retrieval
 from vlm.evaluate.zero_shot import evaluate_zero_shot
@@ -106,6 +107,16 @@ def test_of_many_classes_those_that_are_confused_most_are_drawn():
     confusion[7, 31], confusion[44, 2] = 5, 4
     assert confused_classes(confusion, most=4) == [2, 7, 31, 44]
     assert confused_classes(confusion, most=50) == list(range(50))
+
+
+def test_numbers_stay_where_there_is_no_matplotlib_and_models_of_one_file_name_have_a_file_each(pictures, tmp_path, monkeypatch):
+    data = Labelled("d", pictures[:3], torch.tensor([0, 1, 2]), tuple(COLORS)[:3])
+    measured = evaluate_zero_shot([color_embedder("a/b"), blind_embedder("a-b")], data, [[name] for name in data.class_names], resamples=5)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingPackageError, match=r"vlm\[report\]"):
+        write_results(tmp_path / "out", measured)
+    models = [json.loads(path.read_text(encoding="utf-8"))["model"] for path in sorted((tmp_path / "out").glob("a-b*.json"))]
+    assert sorted(models) == ["a-b", "a/b"]
 
 
 def test_a_folder_that_cannot_be_written_is_said(classified, tmp_path):

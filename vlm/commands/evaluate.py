@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from vlm.conf.cli import Positional, Repeated, parse
 from vlm.errors import ConfigError, UnknownNameError
@@ -32,8 +32,8 @@ class Options:
     """Measure pictures that were trained on as well; the report says how many they are."""
     hash_pixels: bool = False
     """Compare decoded pixels with those of --trained-on instead of the files' bytes; reads all training pictures."""
-    out: Path = Path("runs/evaluate")
-    """Folder of the results: report.html, details.json, and a JSON file a model."""
+    out: Path | None = None
+    """Folder of the results: report.html, details.json, and a JSON file a model. None: runs/evaluate/, and in it the names of evaluation and dataset."""
     data_root: Path = Path("data")
     """Folder of the prepared datasets."""
     batch_size: int = 64
@@ -96,11 +96,15 @@ def main(argv: Sequence[str], *, load: "Callable[[str], Embedder]" = load_embedd
     name, *rest = argv
     if name not in SUBCOMMANDS:
         raise UnknownNameError("command of `vlm evaluate`", name, SUBCOMMANDS)
-    prog = f"vlm evaluate {name}"
-    if name == "zero-shot":
-        zero_shot(parse(ZeroShotArguments, rest, prog=prog, description=SUBCOMMANDS[name]), load)
-    else:
-        retrieval(parse(RetrievalArguments, rest, prog=prog, description=SUBCOMMANDS[name]), load)
+    evaluations: dict[str, tuple[type[Any], Callable[..., Any]]] = {
+        "zero-shot": (ZeroShotArguments, zero_shot),
+        "retrieval": (RetrievalArguments, retrieval),
+    }
+    kind, run = evaluations[name]
+    arguments = parse(kind, rest, prog=f"vlm evaluate {name}", description=SUBCOMMANDS[name])
+    if not arguments.model:
+        raise ConfigError("Say which model: --model NAME, once for each.")
+    run(arguments, load)
 
 
 def zero_shot(arguments: ZeroShotArguments, load: "Callable[[str], Embedder]") -> "ZeroShot":
@@ -115,7 +119,7 @@ def zero_shot(arguments: ZeroShotArguments, load: "Callable[[str], Embedder]") -
     data = spec.open(arguments.path, spec.split if arguments.split is None else arguments.split, arguments.names)
     notes = overlap_notes(arguments, data.pictures)
     measured = evaluate_zero_shot(
-        _models(arguments, load),
+        [load(name) for name in arguments.model],
         data,
         prompts_of(data.class_names, templates),
         batch_size=arguments.batch_size,
@@ -124,7 +128,7 @@ def zero_shot(arguments: ZeroShotArguments, load: "Callable[[str], Embedder]") -
         seed=arguments.seed,
         progress=show_progress,
     )
-    _finish(arguments, measured, notes)
+    _finish(arguments, "zero-shot", measured, notes)
     return measured
 
 
@@ -137,7 +141,7 @@ def retrieval(arguments: RetrievalArguments, load: "Callable[[str], Embedder]") 
     data = open_captioned(arguments.dataset, data_root=arguments.data_root, split=arguments.split, image_root=arguments.image_root)
     notes = overlap_notes(arguments, data.pictures)
     measured = evaluate_retrieval(
-        _models(arguments, load),
+        [load(name) for name in arguments.model],
         data,
         batch_size=arguments.batch_size,
         workers=arguments.workers,
@@ -145,14 +149,8 @@ def retrieval(arguments: RetrievalArguments, load: "Callable[[str], Embedder]") 
         seed=arguments.seed,
         progress=show_progress,
     )
-    _finish(arguments, measured, notes)
+    _finish(arguments, "retrieval", measured, notes)
     return measured
-
-
-def _models(arguments: Options, load: "Callable[[str], Embedder]") -> "list[Embedder]":
-    if not arguments.model:
-        raise ConfigError("Say which model: --model NAME, once for each.")
-    return [load(name) for name in arguments.model]
 
 
 def overlap_notes(arguments: Options, pictures: "Sequence[Picture]") -> list[str]:
@@ -174,13 +172,14 @@ def overlap_notes(arguments: Options, pictures: "Sequence[Picture]") -> list[str
     return [str(refuse_overlap(train, known(pictures, pixels=arguments.hash_pixels), allow=arguments.allow_overlap))]
 
 
-def _finish(arguments: Options, measured: "ZeroShot | Retrieval", notes: Sequence[str]) -> None:
+def _finish(arguments: Options, evaluation: str, measured: "ZeroShot | Retrieval", notes: Sequence[str]) -> None:
     from vlm.commands.terminal import console
-    from vlm.evaluate.contrastive_report import score_table, write_results
+    from vlm.evaluate.contrastive_report import file_name, score_table, write_results
 
-    written = write_results(arguments.out, measured, notes=notes)
     console().print(score_table(measured).for_terminal())
     if measured.unreadable:
         first = measured.unreadable[0]
         print(f"{len(measured.unreadable)} picture(s) cannot be read and are not measured; first {first.id}: {first.reason}")
-    print("\n".join([*notes, *map(str, written)]))
+    print("\n".join(notes), flush=True)
+    folder = arguments.out or Path("runs/evaluate") / f"{evaluation}-{file_name(measured.data.name)}"
+    print("\n".join(map(str, write_results(folder, measured, notes=notes))))

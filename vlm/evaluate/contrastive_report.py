@@ -116,8 +116,6 @@ def write_results(folder: Path, measured: ZeroShot | Retrieval, *, notes: Sequen
         MissingPackageError: If matplotlib is not installed.
         ConfigError: If a file cannot be written.
     """
-    page = render(measured, notes=notes)
-    one_each = {f"{_file_name(row['model'])}_{_file_name(row['dataset'])}_{row['task']}.json": row for row in results_json(measured)}
     details = {
         "dataset": measured.data.name,
         "num_pictures": len(measured.data.pictures),
@@ -126,11 +124,22 @@ def write_results(folder: Path, measured: ZeroShot | Retrieval, *, notes: Sequen
         "models": {result.model: {name: asdict(score) for name, score in result.scores.items()} for result in measured.results},
         **({"classes": [asdict(row) for row in class_rows(measured)]} if isinstance(measured, ZeroShot) else {}),
     }
-    texts = {name: json.dumps(row, indent=1) + "\n" for name, row in {**one_each, "details.json": details}.items()}
-    return [_write(folder / name, text) for name, text in {**texts, "report.html": page}.items()]
+    files = {**_named(results_json(measured)), "details.json": details}
+    written = [_write(folder / name, json.dumps(content, indent=1) + "\n") for name, content in files.items()]
+    return [*written, _write(folder / "report.html", render(measured, notes=notes))]  # last: the numbers stay if there is no matplotlib
 
 
-def _file_name(name: str) -> str:
+def _named(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Results by file; models whose names are spelled alike as files get a number."""
+    files: dict[str, dict[str, Any]] = {}
+    for number, row in enumerate(results, start=1):
+        name = f"{file_name(row['model'])}_{file_name(row['dataset'])}_{row['task']}"
+        files[f"{name}.json" if f"{name}.json" not in files else f"{name}-{number}.json"] = row
+    return files
+
+
+def file_name(name: str) -> str:
+    """A name without what file names cannot hold."""
     return re.sub(r"[^\w.@+-]+", "-", name).strip("-")
 
 

@@ -72,7 +72,9 @@ def test_imagenet_needs_its_thousand_wnids_and_names_belong_to_their_sorted_orde
     assert data.name == "imagenet1k" and data.class_names[:2] == ("tench", "goldfish") and data.labels.tolist() == list(range(1000))
     folder.rename(tmp_path / "val" / "cat")
     with pytest.raises(DataFormatError, match="has 1000 class folders, among them 'cat'; ImageNet-1k has 1000, named by wnids"):
-        open_imagenet(tmp_path / "val")
+        open_imagenet(tmp_path / "val", "val")
+    with pytest.raises(DataFormatError, match=r"There is no folder .*vall"):
+        open_imagenet(tmp_path, "vall")
 
 
 def test_benchmarks_are_found_by_name():

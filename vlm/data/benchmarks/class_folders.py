@@ -48,13 +48,13 @@ def open_labelled(path: Path, split: str = "", names: Path | None = None) -> Lab
 
 
 def open_imagenet(path: Path, split: str = "", names: Path | None = None) -> Labelled:
-    """ImageNet-1k from a folder for each wnid: `path`, or `path/<split>`. Names belong to the sorted wnids.
+    """ImageNet-1k from a folder for each wnid, below `path/<split>`, or `path` itself if that has no `val`. Names belong to the sorted wnids.
 
     Raises:
         DataFormatError: If there are not exactly 1,000 folders named by wnids.
         MissingPackageError: If open_clip, which has the names, is not installed.
     """
-    root = path / split if (path / split).is_dir() else path
+    root = path if split == "val" and not (path / split).is_dir() else path / split
     folders = _class_folders(root)
     strange = [folder.name for folder in folders if not WNID.fullmatch(folder.name)]
     if strange or len(folders) != NUM_IMAGENET_CLASSES:
