@@ -6,13 +6,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm.errors import ConfigError
 from vlm.evaluate.answer_match import exact_match
 from vlm.evaluate.curves import draw_panels
 from vlm.evaluate.run_record import RunRecord
 from vlm.tracking.console import duration
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 LAST = 10  # logged steps whose mean loss stands for the end of a run: one step's is mostly noise
 NONE = "\N{EN DASH}"
@@ -154,8 +157,14 @@ def thumbnail(path: Path) -> tuple[str, bool]:
             picture = picture.convert("RGB")
     except (OSError, ValueError, SyntaxError):
         return "", False
+    return small_picture(picture, SIDE)
+
+
+def small_picture(picture: "Image.Image", side: int) -> tuple[str, bool]:
+    """A picture as a data URL, its long side at most so many pixels, and whether its pixels should be seen."""
     small = max(picture.size) <= SMALL
-    picture.thumbnail((SIDE, SIDE))
+    picture = picture.copy()
+    picture.thumbnail((side, side))
     out, kind = io.BytesIO(), "png" if small else "jpeg"
     picture.save(out, format=kind)
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}", small

@@ -1,0 +1,185 @@
+"""`vlm evaluate zero-shot PATH --benchmark cifar10 --model NAME` and `vlm evaluate retrieval DATASET --model NAME`: contrastive models side by side."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from vlm.conf.cli import Positional, Repeated, parse
+from vlm.errors import ConfigError, UnknownNameError
+
+if TYPE_CHECKING:
+    from vlm.data.benchmarks.base import Picture
+    from vlm.evaluate.embedder import Embedder
+    from vlm.evaluate.retrieval import Retrieval
+    from vlm.evaluate.zero_shot import ZeroShot
+
+SUBCOMMANDS = {
+    "zero-shot": "Classify pictures by prompts: CIFAR-10, CIFAR-100, ImageNet, folders of classes.",
+    "retrieval": "Find pictures by captions and captions by pictures: R@1, R@5, R@10.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What both evaluations share."""
+
+    model: Annotated[tuple[str, ...], Repeated] = ()
+    """A model by name or path; once for each model that is compared."""
+    trained_on: Annotated[tuple[str, ...], Repeated] = ()
+    """A dataset that a model was trained on, spelled like --stage.dataset of `vlm pretrain`; once for each. Pictures in it are refused."""
+    allow_overlap: bool = False
+    """Measure pictures that were trained on as well; the report says how many they are."""
+    hash_pixels: bool = False
+    """Compare decoded pixels with those of --trained-on instead of the files' bytes; reads all training pictures."""
+    out: Path | None = None
+    """Folder of the results: report.html, details.json, and a JSON file a model. None: runs/evaluate/, and in it the names of evaluation and dataset."""
+    data_root: Path = Path("data")
+    """Folder of the prepared datasets."""
+    batch_size: int = 64
+    """Pictures that are encoded at once."""
+    workers: int = 4
+    """Threads that decode pictures."""
+    resamples: int = 1000
+    """Draws of the bootstrap."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "workers", "resamples"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} is at least 1; got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotArguments(Options):
+    """What to classify."""
+
+    path: Annotated[Path, Positional]
+    """The data: CIFAR's archive or its folder, ImageNet's folder, a folder of class folders, or a JSON file of rows with image and label."""
+    benchmark: str = "folders"
+    """cifar10, cifar100, imagenet1k or folders."""
+    split: str | None = None
+    """Split or folder below PATH; None: the benchmark's usual one."""
+    names: Path | None = None
+    """File of class names, .txt or .json; None: the benchmark's, names.txt or names.json in the folder, or the folders' names."""
+    templates: str = ""
+    """Prompt set (cifar, imagenet, generic, single), or a file with a template a line; {c} is the class name. Empty: the benchmark's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalArguments(Options):
+    """What to search."""
+
+    dataset: Annotated[str, Positional]
+    """A prepared dataset, Karpathy's dataset_*.json, a JSON file of rows with image and captions, or your own data."""
+    split: str = ""
+    """Split; empty: test of Karpathy's file, else the dataset's usual one."""
+    image_root: Path | None = None
+    """Folder below which the pictures of a JSON file lie; None: that of the file."""
+
+
+def load_embedder(name: str) -> "Embedder":
+    """A contrastive model by name or path.
+
+    Raises:
+        ConfigError: If it cannot be loaded.
+    """
+    raise ConfigError(f"No contrastive model {name!r} can be loaded.")
+
+
+def main(argv: Sequence[str], *, load: "Callable[[str], Embedder]" = load_embedder) -> None:
+    """Run one evaluation."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print("\n".join(["usage: vlm evaluate COMMAND [arguments]", "", *(f"  {name:10} {what}" for name, what in SUBCOMMANDS.items())]))
+        return
+    name, *rest = argv
+    if name not in SUBCOMMANDS:
+        raise UnknownNameError("command of `vlm evaluate`", name, SUBCOMMANDS)
+    evaluations: dict[str, tuple[type[Any], Callable[..., Any]]] = {
+        "zero-shot": (ZeroShotArguments, zero_shot),
+        "retrieval": (RetrievalArguments, retrieval),
+    }
+    kind, run = evaluations[name]
+    arguments = parse(kind, rest, prog=f"vlm evaluate {name}", description=SUBCOMMANDS[name])
+    if not arguments.model:
+        raise ConfigError("Say which model: --model NAME, once for each.")
+    run(arguments, load)
+
+
+def zero_shot(arguments: ZeroShotArguments, load: "Callable[[str], Embedder]") -> "ZeroShot":
+    """Classify, and write the results."""
+    from vlm.commands.preprocess import show_progress
+    from vlm.data.benchmarks import BENCHMARKS
+    from vlm.data.benchmarks.prompts import prompts_of, templates_of
+    from vlm.evaluate.zero_shot import evaluate_zero_shot
+
+    spec = BENCHMARKS[arguments.benchmark]
+    templates = templates_of(arguments.templates or spec.templates)
+    data = spec.open(arguments.path, spec.split if arguments.split is None else arguments.split, arguments.names)
+    notes = overlap_notes(arguments, data.pictures)
+    measured = evaluate_zero_shot(
+        [load(name) for name in arguments.model],
+        data,
+        prompts_of(data.class_names, templates),
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        resamples=arguments.resamples,
+        seed=arguments.seed,
+        progress=show_progress,
+    )
+    _finish(arguments, "zero-shot", measured, notes)
+    return measured
+
+
+def retrieval(arguments: RetrievalArguments, load: "Callable[[str], Embedder]") -> "Retrieval":
+    """Search, and write the results."""
+    from vlm.commands.preprocess import show_progress
+    from vlm.data.benchmarks.captioned import open_captioned
+    from vlm.evaluate.retrieval import evaluate_retrieval
+
+    data = open_captioned(arguments.dataset, data_root=arguments.data_root, split=arguments.split, image_root=arguments.image_root)
+    notes = overlap_notes(arguments, data.pictures)
+    measured = evaluate_retrieval(
+        [load(name) for name in arguments.model],
+        data,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        resamples=arguments.resamples,
+        seed=arguments.seed,
+        progress=show_progress,
+    )
+    _finish(arguments, "retrieval", measured, notes)
+    return measured
+
+
+def overlap_notes(arguments: Options, pictures: "Sequence[Picture]") -> list[str]:
+    """What the report says of pictures that were trained on.
+
+    Raises:
+        ConfigError: If there are such pictures, without --allow-overlap.
+    """
+    from vlm.data.reader import open_dataset
+    from vlm.evaluate.overlap import known, pictures_of, refuse_overlap
+
+    if not arguments.trained_on:
+        if arguments.allow_overlap or arguments.hash_pixels:
+            raise ConfigError("--allow-overlap and --hash-pixels are about training data: name it with --trained-on.")
+        return ["Not checked whether these images were trained on: name the training data with --trained-on."]
+    trained = pictures_of(sample for spec in arguments.trained_on for sample in open_dataset(spec, data_root=arguments.data_root))
+    sizes = {picture.num_bytes for picture in pictures}
+    train = known(trained, sizes=sizes, pixels=arguments.hash_pixels)
+    return [str(refuse_overlap(train, known(pictures, pixels=arguments.hash_pixels), allow=arguments.allow_overlap))]
+
+
+def _finish(arguments: Options, evaluation: str, measured: "ZeroShot | Retrieval", notes: Sequence[str]) -> None:
+    from vlm.commands.terminal import console
+    from vlm.evaluate.contrastive_report import file_name, score_table, write_results
+
+    console().print(score_table(measured).for_terminal())
+    if measured.unreadable:
+        first = measured.unreadable[0]
+        print(f"{len(measured.unreadable)} picture(s) cannot be read and are not measured; first {first.id}: {first.reason}")
+    print("\n".join(notes), flush=True)
+    folder = arguments.out or Path("runs/evaluate") / f"{evaluation}-{file_name(measured.data.name)}"
+    print("\n".join(map(str, write_results(folder, measured, notes=notes))))
