@@ -1,0 +1,150 @@
+"""Two frozen encoders and the heads that bring their vectors into one space: `AlignmentHeads` is what is trained, `DualEncoder` what is used.
+
+Training sees cached vectors alone, so that no encoder is in memory then. Knows no names and no files.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from vlm.backbones.text.base import check_texts
+from vlm.data.image import to_pixels
+from vlm.data.stream.pairs import PairBatch
+from vlm.models.alignment_head import AlignmentHead
+from vlm.models.contrastive import CONTRASTS, Distillation, LogitScale, Pairs, distillation, unit, weighted_sum
+from vlm.types import LossSum, World
+
+BATCH = 64  # pictures or texts that are encoded at once, unless more is asked for
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What heads are trained for.
+
+    Attributes:
+        contrast: A key of `vlm.models.contrastive.CONTRASTS`.
+        distillation: What the text head learns from a teacher; None for nothing.
+        weight: Weight of distillation on captions, beside the contrastive loss's 1.
+        texts_weight: Weight of distillation on texts without images.
+    """
+
+    contrast: str
+    distillation: Distillation | None = None
+    weight: float = 1.0
+    texts_weight: float = 1.0
+
+
+class AlignmentHeads(nn.Module):
+    """The heads of both sides and the scale of their similarities (APE, arXiv:2210.03927; with distillation, ProCLIP, arXiv:2510.18795)."""
+
+    PARTS = ("image_head", "text_head", "scale")
+
+    def __init__(self, image_head: AlignmentHead, text_head: AlignmentHead, scale: LogitScale, *, goal: Goal, world: World | None = None):
+        """Join the heads.
+
+        Args:
+            image_head: From image vectors into the joint space.
+            text_head: From text vectors into the joint space.
+            scale: Factor and bias of the cosines.
+            goal: The loss.
+            world: The processes that share a batch; None: this one alone.
+        """
+        super().__init__()
+        self.image_head, self.text_head, self.scale = image_head, text_head, scale
+        self.goal, self.world = goal, world or World.single()
+        self.adapters: dict[str, Any] = {}  # as vision-language models have, of which there are none here
+        self.altered = set(self.PARTS)
+
+    def forward(self, batch: PairBatch) -> LossSum:
+        """The contrastive loss of the pairs, and the weighted losses of distillation where the batch brings a teacher's vectors."""
+        num_pairs = len(batch.text)
+        free = batch.texts
+        # one call of the head: what is wrapped around it for several ranks expects one a step
+        texts = self.text_head(batch.text if free is None else torch.cat([batch.text, free.text]))
+        pairs = Pairs.of(self.image_head(batch.image), texts[:num_pairs], batch.image_ids, self.world)
+        terms = [(1.0, CONTRASTS[self.goal.contrast].loss(pairs, *self.scale()))]
+        options = self.goal.distillation
+        if options is not None and batch.teacher is not None and self.goal.weight:
+            images = (pairs.all_image, pairs.all_image.detach())
+            terms.append((self.goal.weight, distillation(texts[:num_pairs], batch.teacher, options, self.world, images=images)))
+        if options is not None and free is not None and self.goal.texts_weight:
+            terms.append((self.goal.texts_weight, distillation(texts[num_pairs:], free.teacher, options, self.world)))
+        return weighted_sum(*terms)
+
+
+class DualEncoder(nn.Module):
+    """Pictures and texts as unit vectors of one space."""
+
+    def __init__(self, image: Any, text: Any, heads: AlignmentHeads | None, *, scale: tuple[float, float] = (1.0, 0.0), instruction: str = ""):
+        """Join encoders and heads.
+
+        Args:
+            image: An image encoder (`vlm.backbones.image`).
+            text: A text encoder (`vlm.backbones.text`).
+            heads: What was trained between them; None for encoders that were trained together.
+            scale: Without heads, factor and bias of the published pair.
+            instruction: What an instructed text encoder is told before each text.
+        """
+        super().__init__()
+        self.image, self.text, self.heads = image, text, heads
+        self.published_scale, self.instruction = scale, instruction
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.image.parameters()).device
+
+    @torch.inference_mode()
+    def encode_image(self, images: Sequence[Image.Image], *, batch_size: int = BATCH) -> Float[Tensor, "N J"]:
+        """Unit vectors of pictures, fp32.
+
+        Args:
+            images: RGB pictures.
+            batch_size: Pictures that are encoded at once.
+        """
+        return self._encoded(images, self._image_vectors, batch_size)
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str], *, batch_size: int = BATCH) -> Float[Tensor, "N J"]:
+        """Unit vectors of texts, fp32.
+
+        Args:
+            texts: The texts.
+            batch_size: Texts that are encoded at once.
+
+        Raises:
+            DataFormatError: If `texts` is a single string.
+        """
+        check_texts(texts)
+        return self._encoded(texts, self._text_vectors, batch_size)
+
+    def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float[Tensor, "N M"]:
+        """Cosine of every picture with every text, -1 to 1."""
+        return self.encode_image(images) @ self.encode_text(texts).T
+
+    def logit_scale(self) -> tuple[float, float]:
+        """What a cosine is multiplied with, and what is added then, to give the logit of the softmax or sigmoid that the model was trained with."""
+        if self.heads is None:
+            return self.published_scale
+        scale, bias = self.heads.scale()
+        return float(scale), 0.0 if bias is None else float(bias)
+
+    def _encoded(self, items: Sequence[Any], encode: Callable[[Sequence[Any]], Tensor], batch_size: int) -> Tensor:
+        return torch.cat([unit(encode(items[i : i + batch_size])).cpu() for i in range(0, len(items), batch_size)])
+
+    def _image_vectors(self, images: Sequence[Image.Image]) -> Float[Tensor, "N J"]:
+        vectors = self.image(self.pixels(images).to(self.device))
+        return vectors if self.heads is None else self.heads.image_head(vectors)
+
+    def _text_vectors(self, texts: Sequence[str]) -> Float[Tensor, "N J"]:
+        vectors = self.text.encode(texts, instruction=self.instruction)
+        return vectors if self.heads is None else self.heads.text_head(vectors)
+
+    def pixels(self, images: Sequence[Image.Image]) -> UInt8[Tensor, "N 3 H W"]:
+        """Pictures as the image encoder takes them."""
+        return to_pixels(images, self.image.image_policy)
