@@ -36,7 +36,7 @@ def _tensors(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, T
         with safe_open(path, framework="pt") as file:
             yield from ((name, file.get_tensor(name)) for name in file.keys() if wanted(name))  # noqa: SIM118 (no mapping)
     else:
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True)  # not mapped: old files cannot be
         yield from ((name, tensor) for name, tensor in weights.items() if wanted(name))
 
 

@@ -170,6 +170,16 @@ def test_name_without_weights_is_random_and_follows_the_seed():
     assert torch.equal(ours.tower.visual.proj, theirs.visual.proj)
 
 
+@pytest.mark.parametrize("name", ["ViT-B-32:laion2b_s34b_b79k", "xlm-roberta-base-ViT-B-32", "coca_ViT-B-32", "ViT-B-16-SigLIP2:webli"])
+def test_full_size_is_known_and_inspected_without_a_download(name: str):
+    from vlm.models.catalog import inspect
+
+    spec = IMAGE[f"open-clip:{name}-image"]
+    shown = inspect(f"open-clip:{name}-image")
+    assert shown.kind == "image"
+    assert shown.tree[0] == ("image", "PooledImage", spec.num_parameters)
+
+
 def test_missing_and_unknown_tensors_are_named(saved):
     file, _, _ = saved("tiny-vit")
     weights = load_file(file)

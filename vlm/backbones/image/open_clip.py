@@ -78,7 +78,8 @@ def _model(spec: ImageSpec, load: Load) -> Any:
     name = spec.architecture["name"]
     open_clip = _open_clip(name)
     options: dict[str, Any] = {"force_quick_gelu": spec.architecture["quick_gelu"], "pretrained_text": False}
-    options |= {"text_cfg": SMALL_TEXT} if load.source is None else {"pretrained": _weights(load.source)}
+    # the default device: open_clip would move a model that was built on the meta device
+    options |= {"text_cfg": SMALL_TEXT, "device": torch.get_default_device()} if load.source is None else {"pretrained": _weights(load.source)}
     try:
         with _without_logs():
             return open_clip.create_model(name, **options)
