@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlm.commands.pretrain import run as train
     from vlm.models.catalog import list_components
-    from vlm.models.checkpoint import open_model as load
+    from vlm.models.dual_encoder import DualEncoder
+    from vlm.models.open import open_model as load
     from vlm.models.vision_language import VisionLanguageModel
 
-__all__ = ["VisionLanguageModel", "list_components", "load", "train"]
+__all__ = ["DualEncoder", "VisionLanguageModel", "list_components", "load", "train"]
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": ("vlm.models.checkpoint", "open_model"),
+    "load": ("vlm.models.open", "open_model"),
     "train": ("vlm.commands.pretrain", "run"),
     "list_components": ("vlm.models.catalog", "list_components"),
+    "DualEncoder": ("vlm.models.dual_encoder", "DualEncoder"),
     "VisionLanguageModel": ("vlm.models.vision_language", "VisionLanguageModel"),
 }
 

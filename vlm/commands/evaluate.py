@@ -1,12 +1,13 @@
 """`vlm evaluate zero-shot PATH --benchmark cifar10 --model NAME` and `vlm evaluate retrieval DATASET --model NAME`: contrastive models side by side."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vlm.conf.cli import Positional, Repeated, parse
-from vlm.errors import ConfigError, UnknownNameError
+from vlm.errors import ConfigError, DataFormatError, UnknownNameError, VLMError
 
 if TYPE_CHECKING:
     from vlm.data.benchmarks.base import Picture
@@ -80,12 +81,18 @@ class RetrievalArguments(Options):
 
 
 def load_embedder(name: str) -> "Embedder":
-    """A contrastive model by name or path.
+    """A dual encoder by name or path: a run, or a published pair.
 
     Raises:
-        ConfigError: If it cannot be loaded.
+        ConfigError: If nothing answers to the name.
+        CheckpointError: If its weights cannot be loaded, or it is a model that answers.
     """
-    raise ConfigError(f"No contrastive model {name!r} can be loaded.")
+    from vlm.evaluate.embedder import NamedEmbedder
+    from vlm.models.open import open_dual
+
+    model = open_dual(name)
+    embedder: Any = NamedEmbedder(name, model.encode_image, model.encode_text)
+    return embedder
 
 
 def main(argv: Sequence[str], *, load: "Callable[[str], Embedder]" = load_embedder) -> None:
@@ -159,17 +166,50 @@ def overlap_notes(arguments: Options, pictures: "Sequence[Picture]") -> list[str
     Raises:
         ConfigError: If there are such pictures, without --allow-overlap.
     """
-    from vlm.data.reader import open_dataset
-    from vlm.evaluate.overlap import known, pictures_of, refuse_overlap
+    from vlm.evaluate.overlap import known, refuse_overlap
 
-    if not arguments.trained_on:
+    specs, notes = dict.fromkeys(arguments.trained_on), []
+    specs |= dict.fromkeys(spec for name in arguments.model for spec in trained_on(name))
+    if not specs:
         if arguments.allow_overlap or arguments.hash_pixels:
             raise ConfigError("--allow-overlap and --hash-pixels are about training data: name it with --trained-on.")
         return ["Not checked whether these images were trained on: name the training data with --trained-on."]
-    trained = pictures_of(sample for spec in arguments.trained_on for sample in open_dataset(spec, data_root=arguments.data_root))
+    trained: list[Picture] = []
+    for spec in specs:
+        try:
+            trained += _pictures(spec, arguments.data_root)
+        except VLMError as error:
+            if spec in arguments.trained_on:
+                raise
+            notes.append(f"Not checked against {spec}, which a model was trained on: {error}")
+    if not trained:
+        return notes
     sizes = {picture.num_bytes for picture in pictures}
     train = known(trained, sizes=sizes, pixels=arguments.hash_pixels)
-    return [str(refuse_overlap(train, known(pictures, pixels=arguments.hash_pixels), allow=arguments.allow_overlap))]
+    return [*notes, str(refuse_overlap(train, known(pictures, pixels=arguments.hash_pixels), allow=arguments.allow_overlap))]
+
+
+def _pictures(spec: str, data_root: Path) -> "Sequence[Picture]":
+    """The pictures of training data of any kind."""
+    from vlm.data.benchmarks.captioned import open_captioned
+    from vlm.data.reader import open_dataset
+    from vlm.evaluate.overlap import pictures_of
+
+    try:
+        return pictures_of(open_dataset(spec, data_root=data_root))
+    except DataFormatError:  # a file of rows with captions, which training of heads alone knows
+        return open_captioned(spec, data_root=data_root).pictures
+
+
+def trained_on(name: str) -> list[str]:
+    """The datasets that a run's heads were trained on, as its checkpoint says; none for a published pair, whose data nobody can name."""
+    from vlm.models.checkpoint import MODEL, find_checkpoint
+
+    try:
+        values = json.loads((find_checkpoint(name) / MODEL).read_text(encoding="utf-8"))
+    except (VLMError, OSError, ValueError):
+        return []
+    return list(values.get("trained_on", []))
 
 
 def _finish(arguments: Options, evaluation: str, measured: "ZeroShot | Retrieval", notes: Sequence[str]) -> None:

@@ -4,21 +4,35 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vlm.conf.cli import parse_train
-from vlm.conf.schema import TrainConfig
+from vlm.conf.contrastive import ContrastiveConfig
+from vlm.conf.schema import RunConfig, TrainConfig
+from vlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vlm.data.benchmarks.base import Picture
+    from vlm.types import World
 
 log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> None:
     """Train; the run folder is printed last."""
-    run_dir = run(parse_train(argv, prog="vlm pretrain"))
+    config = parse_train(argv, prog="vlm pretrain")
+    run_dir = run(config)
     if run_dir is not None:
-        print(f'{run_dir}\nTalk to it: vlm chat {run_dir} --image PICTURE "What is this?"')
+        talks = isinstance(config, TrainConfig)
+        print(run_dir)
+        print(
+            f'Talk to it: vlm chat {run_dir} --image PICTURE "What is this?"'
+            if talks
+            else f"Measure it: vlm evaluate retrieval DATASET --model {run_dir}"
+        )
 
 
-def run(config: TrainConfig) -> Path | None:
+def run(config: RunConfig) -> Path | None:
     """Run one stage of training; also `vlm.train(config)`.
 
     Returns:
@@ -31,18 +45,42 @@ def run(config: TrainConfig) -> Path | None:
         _print_dry_run(config)
         return None
     from vlm.distributed.launch import launch
-    from vlm.evaluate.answer_match import answer_metrics
-    from vlm.evaluate.validation import look, validation_loss
-    from vlm.training.generative import Generative, Validation
     from vlm.training.stage import run_stage
 
     world = launch(config.device)
-    run_dir = run_stage(Generative(config, Validation(loss=validation_loss, look=look, score=answer_metrics)), world)
+    run_dir = run_stage(objective_of(config, world), world)
     return run_dir if world.is_main else None
 
 
-def _print_dry_run(config: TrainConfig) -> None:
+def objective_of(config: RunConfig, world: "World") -> Any:
+    """What a config trains, with what it needs from the rooms beside training."""
+    if isinstance(config, ContrastiveConfig):
+        from vlm.evaluate.retrieval import retrieval_metrics
+        from vlm.models.contrastive import unit
+        from vlm.training.contrastive import Contrastive, Measures
+
+        def retrieval(images: Any, texts: Any, owners: Any) -> dict[str, float]:
+            return {f"validation/{name}": value for name, value in retrieval_metrics(unit(images), unit(texts), owners).items() if value == value}
+
+        return Contrastive(config, Measures(retrieval=retrieval, overlap=_overlap), world)
+    from vlm.evaluate.answer_match import answer_metrics
+    from vlm.evaluate.validation import look, validation_loss
+    from vlm.training.generative import Generative, Validation
+
+    assert isinstance(config, TrainConfig)
+    return Generative(config, Validation(loss=validation_loss, look=look, score=answer_metrics))
+
+
+def _overlap(train: "Sequence[Picture]", held_out: "Sequence[Picture]", allow: bool) -> str:
+    from vlm.evaluate.overlap import known, refuse_overlap
+
+    return str(refuse_overlap(known(train, sizes={picture.num_bytes for picture in held_out}), known(held_out), allow=allow))
+
+
+def _print_dry_run(config: RunConfig) -> None:
     """Print the estimate, on the first of several processes."""
+    if not isinstance(config, TrainConfig):
+        raise ConfigError("--dry-run is for vision-language models; heads on cached vectors need little: start the run with --stage.max-steps 10.")
     if int(os.environ.get("RANK", "0")) == 0:
         from vlm.training.dry_run import describe, dry_run
 

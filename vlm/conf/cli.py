@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 
 import tyro
 
+from vlm.conf.contrastive import ContrastiveConfig
+from vlm.conf.contrastive_presets import CONTRASTIVE_PRESETS
 from vlm.conf.overview import families, presets_in_words
 from vlm.conf.presets import PRESETS
-from vlm.conf.schema import TrainConfig
-from vlm.conf.serialize import read_config
-from vlm.errors import ConfigError
+from vlm.conf.schema import RunConfig, TrainConfig
+from vlm.conf.serialize import kind_of, read_config
+from vlm.errors import ConfigError, UnknownNameError
 
 T = TypeVar("T")
 
@@ -20,7 +22,7 @@ Positional = tyro.conf.Positional  # marks a field of a command's arguments that
 Repeated = tyro.conf.UseAppendAction  # marks a tuple whose flag takes one value each time it is given, so that it swallows nothing behind it
 
 
-def parse_train(argv: Sequence[str], *, prog: str) -> TrainConfig:
+def parse_train(argv: Sequence[str], *, prog: str) -> RunConfig:
     """The config of a training run.
 
     Args:
@@ -37,15 +39,32 @@ def parse_train(argv: Sequence[str], *, prog: str) -> TrainConfig:
             sys.exit(0)
         raise ConfigError(f"Say which run: `{prog} PRESET [overrides]`. Presets: {presets_in_words()}.")
     base, *overrides = argv
-    default = read_config(Path(base), TrainConfig) if base.endswith(".json") else PRESETS[base]
+    default = _stored(Path(base)) if base.endswith(".json") else find_preset(base)
     description = f"Settings of {base}; each can be overridden. A composition of your own: start from any preset and name other parts."
-    config = tyro.cli(TrainConfig, default=default, args=overrides, prog=f"{prog} {base}", description=description)
+    config = tyro.cli(type(default), default=default, args=overrides, prog=f"{prog} {base}", description=description)
     return _rename_if_recomposed(config, default)
 
 
-def _rename_if_recomposed(config: TrainConfig, default: TrainConfig) -> TrainConfig:
+def find_preset(name: str) -> RunConfig:
+    """A preset of either kind of model.
+
+    Raises:
+        UnknownNameError: If it does not exist; the nearest names are given.
+    """
+    known = {**PRESETS, **CONTRASTIVE_PRESETS}
+    if name not in known:
+        raise UnknownNameError("preset", name, known)
+    return known[name]
+
+
+def _stored(path: Path) -> RunConfig:
+    """A stored config of either kind of model."""
+    return read_config(path, kind_of(path, {"vision": TrainConfig, "image": ContrastiveConfig}))
+
+
+def _rename_if_recomposed(config: RunConfig, default: RunConfig) -> RunConfig:
     """Drop the preset's name from a composition that is no longer the preset's."""
-    parts = ("vision", "connector", "language")
+    parts = [part for part in ("vision", "connector", "language", "image", "text", "text_head", "image_head") if hasattr(default.model, part)]
     same = all(getattr(config.model, part) == getattr(default.model, part) for part in parts)
     if same or config.model.name != default.model.name:
         return config
@@ -59,6 +78,9 @@ def _print_preset_help(prog: str) -> None:
         for model in models:
             parts = model.configs[0].model
             print(f"  {model.name:48} {parts.vision} + {parts.connector} + {parts.language}")
+    print("\nContrastive models: heads between frozen encoders")
+    for name, config in CONTRASTIVE_PRESETS.items():
+        print(f"  {name:48} {config.model.image} + {config.model.text_head.kind} + {config.model.text}")
     print(f"\nAll settings of a preset: {prog} PRESET --help")
 
 

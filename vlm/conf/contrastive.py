@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from vlm.conf.schema import RunConfig, Schedule, check_at_least, check_folder_word
@@ -134,8 +135,6 @@ class ContrastiveStage(Schedule):
         super().__post_init__()
         check_at_least(1, "stage", encode_batch_size=self.encode_batch_size)
 
-    gradient_checkpointing = ()  # there is nothing to compute again
-
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveConfig(RunConfig):
@@ -145,7 +144,7 @@ class ContrastiveConfig(RunConfig):
     """The composition."""
     stage: ContrastiveStage
     """The stage of training."""
-    cache_root: str = ""
-    """Folder of the cached vectors, which runs share; empty: `features` below --data-root."""
+    cache_root: Path | None = None
+    """Folder of the cached vectors, which runs share; None: `features` below --data-root."""
     allow_overlap: bool = False
     """Go on although validation pictures are among the training pictures, and say so in every report."""

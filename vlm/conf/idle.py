@@ -1,36 +1,42 @@
 """Settings that were changed but have no effect beside the others, each as a sentence. Refuses nothing: that is what the schema does."""
 
-from vlm.conf.schema import AssumeConfig, LoRAConfig, ParallelConfig, StageConfig, TrackingConfig, TrainConfig
+from vlm.conf.schema import AssumeConfig, LoRAConfig, ParallelConfig, RunConfig, Schedule, StageConfig, TrackingConfig, TrainConfig
 
 
-def idle_settings(config: TrainConfig, *, ranks: int | None = None) -> list[str]:
+def idle_settings(config: RunConfig, *, ranks: int | None = None) -> list[str]:
     """A sentence for each setting that differs from its default and changes nothing in this run.
 
     Args:
         config: The run.
         ranks: Processes of the run, at least 1; None if it is not known.
     """
-    return [*_stage(config.stage), *_checkpoints(config), *_tracking(config), *_parts(config), *_parallel(config.parallel, ranks)]
+    said = [*_schedule(config.stage), *_checkpoints(config), *_tracking(config), *_parallel(config.parallel, ranks)]
+    return [*said, *_rows(config.stage), *_assumed(config), *_parts(config)] if isinstance(config, TrainConfig) else said
 
 
-def _stage(stage: StageConfig) -> list[str]:
+def _schedule(stage: Schedule) -> list[str]:
     said = []
-    if stage.schedule != "wsd" and stage.decay_ratio != StageConfig.decay_ratio:
+    if stage.schedule != "wsd" and stage.decay_ratio != Schedule.decay_ratio:
         said.append(f"--stage.decay-ratio has no effect with --stage.schedule {stage.schedule}: it belongs to wsd.")
-    if stage.schedule == "constant" and stage.final_lr_ratio != StageConfig.final_lr_ratio:
+    if stage.schedule == "constant" and stage.final_lr_ratio != Schedule.final_lr_ratio:
         said.append("--stage.final-lr-ratio has no effect with --stage.schedule constant.")
+    if stage.max_steps is not None and stage.epochs != Schedule.epochs:
+        said.append(f"--stage.epochs has no effect: --stage.max-steps {stage.max_steps} says how long the stage is.")
+    return said
+
+
+def _rows(stage: StageConfig) -> list[str]:
+    said = []
     if stage.group_by_length and stage.pack_length is not None:
         said.append("--stage.group-by-length has no effect with --stage.pack-length, which fills every row.")
     if stage.mixture_by == "tokens" and ":" not in stage.dataset:
         said.append("--stage.mixture-by tokens has no effect: --stage.dataset states no shares.")
-    if stage.max_steps is not None and stage.epochs != StageConfig.epochs:
-        said.append(f"--stage.epochs has no effect: --stage.max-steps {stage.max_steps} says how long the stage is.")
     if "vision" in stage.gradient_checkpointing and stage.lr.vision is None:
         said.append("--stage.gradient-checkpointing vision has no effect: the vision backbone is frozen, and keeps no activations.")
     return said
 
 
-def _checkpoints(config: TrainConfig) -> list[str]:
+def _checkpoints(config: RunConfig) -> list[str]:
     said = []
     if config.keep_every is not None and config.keep_last is None:
         said.append("--keep-every has no effect without --keep-last: all checkpoints stay.")
@@ -39,17 +45,20 @@ def _checkpoints(config: TrainConfig) -> list[str]:
     return said
 
 
-def _tracking(config: TrainConfig) -> list[str]:
+def _tracking(config: RunConfig) -> list[str]:
     tracking, said = config.tracking, []
     if "wandb" not in tracking.trackers and (tracking.wandb_project, tracking.wandb_entity) != (TrackingConfig.wandb_project, None):
         said.append("--tracking.wandb-project and --tracking.wandb-entity have no effect without --tracking.trackers wandb.")
     if not config.stage.validation and tracking.sample_every is not None:
         said.append("--tracking.sample-every has no effect without --stage.validation.")
-    if config.assume != AssumeConfig() and not config.dry_run:
-        said.append("The settings of --assume have no effect without --dry-run.")
     if not config.stage.validation and tracking.generation_metrics:
         said.append("--tracking.generation-metrics has no effect without --stage.validation.")
     return said
+
+
+def _assumed(config: TrainConfig) -> list[str]:
+    idle = config.assume != AssumeConfig() and not config.dry_run
+    return ["The settings of --assume have no effect without --dry-run."] if idle else []
 
 
 def _parallel(parallel: ParallelConfig, ranks: int | None) -> list[str]:

@@ -146,6 +146,8 @@ class Schedule:
     """What run folders call this stage: align, finetune, or a word of yours."""
     dataset: str
     """Dataset below --data-root (`vlm preprocess`), or a path; with commas a mixture: `a,b` each once an epoch, `a:0.7,b:0.3` shares, `a:2x,b` passes."""
+    lr: Any
+    """Peak learning rates, by part."""
     validation: str = ""
     """Dataset of the validation pictures and loss, spelled like --stage.dataset; empty: none."""
     global_batch_size: int = 128

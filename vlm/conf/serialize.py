@@ -65,6 +65,15 @@ def write_config(config: Any, path: Path) -> None:
     building.rename(path)
 
 
+def kind_of(path: Path, kinds: dict[str, type]) -> type:
+    """Which kind of run a stored config is of: that whose word is a setting of its model; the first where no word is, so that `read_config` says why."""
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+        return next(kind for word, kind in kinds.items() if word in model)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return next(iter(kinds.values()))
+
+
 def read_config(path: Path, kind: type[T]) -> T:
     """Read a stored config.
 

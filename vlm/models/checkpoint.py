@@ -18,7 +18,8 @@ from torch import Tensor
 
 from vlm.backbones.fingerprint import fingerprint, own_name
 from vlm.backbones.lora import is_idle, is_lora, renew_magnitudes
-from vlm.conf.schema import VisionLanguageConfig
+from vlm.conf.contrastive import DualEncoderConfig
+from vlm.conf.schema import LoRATowers, VisionLanguageConfig
 from vlm.conf.serialize import from_dict, to_dict
 from vlm.distributed.launch import choose_device, choose_precision
 from vlm.distributed.shard import place_of
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
+KINDS: dict[str, type] = {"vision-language": VisionLanguageConfig, "dual-encoder": DualEncoderConfig}
 
 
 @dataclass(frozen=True)
@@ -43,21 +45,21 @@ class Manifest:
         fingerprints: Fingerprint of each part's untrained weights, for the parts that have any.
     """
 
-    config: VisionLanguageConfig
+    config: Any  # a VisionLanguageConfig or a DualEncoderConfig
     stored: tuple[str, ...]
     fingerprints: dict[str, str]
 
     @property
     def adapted(self) -> set[str]:
         """Parts whose adapter the checkpoint must hold."""
-        return {part for part, lora in vars(self.config.lora).items() if lora.rank}
+        return {part for part, lora in vars(getattr(self.config, "lora", LoRATowers())).items() if lora.rank}
 
 
-def trained_state(model: VisionLanguageModel) -> dict[str, Tensor]:
+def trained_state(model: Any) -> dict[str, Tensor]:
     """What a checkpoint holds: every adapter, and all own weights and buffers of the altered parts, tied ones once; names are those without adapters."""
     state: dict[str, Tensor] = {}
     seen: set[Hashable] = set()
-    for part in PARTS:
+    for part in model.PARTS:
         for name, tensor in getattr(model, part).state_dict(keep_vars=True).items():
             place = place_of(tensor)
             if (is_lora(name) or part in model.altered) and (place not in seen or tensor.numel() == 0):
@@ -94,7 +96,16 @@ def write_model(state: Mapping[str, Tensor], values: Mapping[str, Any], folder: 
 
 
 def save(model: VisionLanguageModel, config: VisionLanguageConfig, folder: Path) -> None:
-    """Write a checkpoint under a temporary name, then rename it; one that is there is replaced.
+    """Write a checkpoint of a model.
+
+    Raises:
+        CheckpointError: If the folder cannot be written (permission, full disk).
+    """
+    save_weights(trained_state(model), model_values(model, config), folder)
+
+
+def save_weights(state: Mapping[str, Tensor], values: Mapping[str, Any], folder: Path) -> None:
+    """Write weights and `model.json` under a temporary name, then rename the folder; one that is there is replaced.
 
     Raises:
         CheckpointError: If the folder cannot be written (permission, full disk).
@@ -103,7 +114,7 @@ def save(model: VisionLanguageModel, config: VisionLanguageConfig, folder: Path)
     try:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        write_model(trained_state(model), model_values(model, config), building)
+        write_model(state, values, building)
         if folder.exists():
             shutil.rmtree(folder)
         building.rename(folder)
@@ -134,7 +145,10 @@ def read_manifest(folder: Path) -> Manifest:
     missing = [key for key in ("config", "stored", "fingerprints") if key not in values]
     if missing:
         raise CheckpointError(f"{path} cannot be read: it lacks {', '.join(missing)}. {remedy}")
-    config = from_dict(values["config"], VisionLanguageConfig, origin=str(path))
+    kind = KINDS.get(values.get("kind", "vision-language"))
+    if kind is None:
+        raise CheckpointError(f"{path} is of a model of kind {values['kind']!r}; this vlm knows {', '.join(KINDS)}. Upgrade vlm.")
+    config: Any = from_dict(values["config"], kind, origin=str(path))
     return Manifest(config=config, stored=tuple(values["stored"]), fingerprints=values["fingerprints"])
 
 
@@ -150,6 +164,8 @@ def load(folder: Path, *, precision: str, sources: dict[str, str] | None = None)
         CheckpointError: If a tower is not the one that the checkpoint was trained with, or weights are missing.
     """
     manifest = read_manifest(folder)
+    if not isinstance(manifest.config, VisionLanguageConfig):
+        raise CheckpointError(f"{folder} is a dual encoder, not a model that answers. Measure it with `vlm evaluate`, or use vlm.load.")
     model = build(replace(manifest.config, **(sources or {})), precision=precision)  # type: ignore[arg-type]
     check_fingerprints(model, manifest, folder)
     load_trained(model, folder)
@@ -192,7 +208,7 @@ def check_fingerprints(model: VisionLanguageModel, manifest: Manifest, folder: P
             )
 
 
-def load_trained(model: VisionLanguageModel, folder: Path) -> list[str]:
+def load_trained(model: Any, folder: Path) -> list[str]:
     """Copy a checkpoint's trained weights into a model, tensor by tensor; returns a line for each part that says what was loaded.
 
     Raises:
@@ -218,7 +234,7 @@ def load_trained(model: VisionLanguageModel, folder: Path) -> list[str]:
     _refuse_idle(model, adapted, folder)
     for part in whole - adapted:
         renew_magnitudes(getattr(model, part))
-    loaded = {part: [own[name].numel() for name in shapes if name.startswith(f"{part}.")] for part in PARTS}
+    loaded = {part: [own[name].numel() for name in shapes if name.startswith(f"{part}.")] for part in model.PARTS}
     return [f"{part}: {len(sizes)} tensors, {sum(sizes):,} values" for part, sizes in sorted(loaded.items()) if sizes]
 
 
@@ -230,7 +246,7 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:3]))
 
 
-def _refuse_gaps(model: VisionLanguageModel, shapes: dict[str, Any], adapted: set[str], folder: Path) -> None:
+def _refuse_gaps(model: Any, shapes: dict[str, Any], adapted: set[str], folder: Path) -> None:
     """A part is stored whole or not at all; the adapter of a part that has none in the checkpoint is a new one."""
     missing = [name for name in trained_state(model) if name not in shapes and (not is_lora(name) or name.split(".")[0] in adapted)]
     if missing:
@@ -239,14 +255,14 @@ def _refuse_gaps(model: VisionLanguageModel, shapes: dict[str, Any], adapted: se
         )
 
 
-def _refuse_quantized(model: VisionLanguageModel, whole: set[str], folder: Path) -> None:
+def _refuse_quantized(model: Any, whole: set[str], folder: Path) -> None:
     if part := next((part for part in model.quantized if part in whole), None):
         raise CheckpointError(
             f"{folder} holds the {part} weights themselves, which do not load into quantized ones. Set --model.lora.{part}.quantize none."
         )
 
 
-def _refuse_idle(model: VisionLanguageModel, adapted: set[str], folder: Path) -> None:
+def _refuse_idle(model: Any, adapted: set[str], folder: Path) -> None:
     for part in sorted(adapted):
         if is_idle(getattr(model, part)):
             names = [name for name in trained_state(model) if name.startswith(f"{part}.") and ".lora_B." in name]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
@@ -57,24 +57,36 @@ class AlignmentHeads(nn.Module):
         super().__init__()
         self.image_head, self.text_head, self.scale = image_head, text_head, scale
         self.goal, self.world = goal, world or World.single()
-        self.adapters: dict[str, Any] = {}  # as vision-language models have, of which there are none here
+        self.adapters: dict[str, Any] = {}  # heads have neither, unlike the towers of vision-language models
+        self.quantized: dict[str, str] = {}
         self.altered = set(self.PARTS)
+
+    def units(self) -> Sequence[nn.Module]:
+        """The modules that are sharded one by one."""
+        return [head for head in (self.image_head, self.text_head) if any(True for _ in head.parameters())]
 
     def forward(self, batch: PairBatch) -> LossSum:
         """The contrastive loss of the pairs, and the weighted losses of distillation where the batch brings a teacher's vectors."""
-        num_pairs = len(batch.text)
-        free = batch.texts
+        num_pairs, free = len(batch.text), batch.texts
         # one call of the head: what is wrapped around it for several ranks expects one a step
         texts = self.text_head(batch.text if free is None else torch.cat([batch.text, free.text]))
         pairs = Pairs.of(self.image_head(batch.image), texts[:num_pairs], batch.image_ids, self.world)
-        terms = [(1.0, CONTRASTS[self.goal.contrast].loss(pairs, *self.scale()))]
-        options = self.goal.distillation
-        if options is not None and batch.teacher is not None and self.goal.weight:
+        terms = [(1.0, self._contrast(pairs))]
+        options, goal = self.goal.distillation, self.goal
+        if options is not None and batch.teacher is not None and goal.weight:
             images = (pairs.all_image, pairs.all_image.detach())
-            terms.append((self.goal.weight, distillation(texts[:num_pairs], batch.teacher, options, self.world, images=images)))
-        if options is not None and free is not None and self.goal.texts_weight:
-            terms.append((self.goal.texts_weight, distillation(texts[num_pairs:], free.teacher, options, self.world)))
+            terms.append((goal.weight, distillation(texts[:num_pairs], batch.teacher, options, self.world, images=images)))
+        if options is not None and free is not None and goal.texts_weight:
+            terms.append((goal.texts_weight, distillation(texts[num_pairs:], free.teacher, options, self.world)))
         return weighted_sum(*terms)
+
+    def loss_of(self, image: Float[Tensor, "B J"], text: Float[Tensor, "B J"], image_ids: Int[Tensor, " B"]) -> float:
+        """Mean contrastive loss of vectors of the joint space, on this rank alone."""
+        loss = self._contrast(Pairs.of(image, text, image_ids, World.single(image.device)))
+        return float(loss.sum / loss.count)
+
+    def _contrast(self, pairs: Pairs) -> LossSum:
+        return CONTRASTS[self.goal.contrast].loss(pairs, *self.scale())
 
 
 class DualEncoder(nn.Module):
@@ -131,7 +143,8 @@ class DualEncoder(nn.Module):
         """What a cosine is multiplied with, and what is added then, to give the logit of the softmax or sigmoid that the model was trained with."""
         if self.heads is None:
             return self.published_scale
-        scale, bias = self.heads.scale()
+        with torch.no_grad():
+            scale, bias = self.heads.scale()
         return float(scale), 0.0 if bias is None else float(bias)
 
     def _encoded(self, items: Sequence[Any], encode: Callable[[Sequence[Any]], Tensor], batch_size: int) -> Tensor:

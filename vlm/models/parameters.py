@@ -6,16 +6,15 @@ from typing import Any
 from torch import nn
 
 from vlm.backbones.lora import LoRAOptions, adapted_layers
-from vlm.models.vision_language import PARTS, VisionLanguageModel
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 HEADER = ("part", "parameters", "trained", "share", "types", "adapter")
 
 
-def parameter_rows(model: VisionLanguageModel) -> list[dict[str, Any]]:
+def parameter_rows(model: Any) -> list[dict[str, Any]]:
     """A row for each part: its name, parameters, how many are trained, their types, and its adapter in words; adapters count as parameters of their part."""
     rows = []
-    for part in PARTS:
+    for part in model.PARTS:
         module, options = getattr(model, part), model.adapters.get(part)
         sizes = [(_num_values(weight), weight.requires_grad) for weight in module.parameters()]
         row = {"part": part, "parameters": sum(size for size, _ in sizes), "trained": sum(size for size, trained in sizes if trained)}
@@ -23,7 +22,7 @@ def parameter_rows(model: VisionLanguageModel) -> list[dict[str, Any]]:
     return rows
 
 
-def parameter_table(model: VisionLanguageModel) -> list[str]:
+def parameter_table(model: Any) -> list[str]:
     """The rows as lines under a header, with their sum."""
     rows = parameter_rows(model)
     total = {key: sum(row[key] for row in rows) for key in ("parameters", "trained")}

@@ -25,6 +25,8 @@ PARTS = ("vision", "connector", "language")
 class VisionLanguageModel(nn.Module):
     """Image features, mapped by a connector, in the places of the image tokens of a causal language model (LLaVA, arXiv:2304.08485)."""
 
+    PARTS = PARTS
+
     vision: Any  # a VisionBackbone and a Connector, which are modules besides
     connector: Any
     language: HFCausalLM

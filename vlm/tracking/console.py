@@ -17,13 +17,13 @@ SECONDS_BETWEEN_LINES = 10.0  # on something that is no terminal, where a progre
 TERA = 1e12
 
 
-def counting(blocks: Iterable[Item], total: int) -> Iterable[Item]:
-    """Pass blocks of work through under a progress bar on standard error, if that is a terminal."""
+def counting(blocks: Iterable[Item], total: int, *, what: str = "counting tokens") -> Iterable[Item]:
+    """Pass blocks of work through under a progress bar on standard error, if that is a terminal; `what` says what is being done."""
     from rich import progress
     from rich.console import Console
 
     console = Console(file=sys.stderr)
-    return progress.track(blocks, "counting tokens", total=total, transient=True, console=console, disable=not console.is_terminal)
+    return progress.track(blocks, what, total=total, transient=True, console=console, disable=not console.is_terminal)
 
 
 def duration(seconds: float) -> str:
@@ -44,6 +44,7 @@ def in_words(metrics: Mapping[str, float]) -> list[str]:
     }
     speeds = {
         "tokens_per_second": lambda speed: f"{speed:,.0f} tokens/s",
+        "pairs_per_second": lambda speed: f"{speed:,.0f} pairs/s",
         "images_per_second": lambda speed: f"{speed:,.{0 if speed >= 10 else 1}f} images/s",
         "flops_per_second": lambda speed: f"{speed / TERA:.3g} TFLOP/s",
         "mfu": lambda share: f"mfu {100 * share:.1f} %",

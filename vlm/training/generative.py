@@ -65,6 +65,8 @@ class Generative:
     config: TrainConfig
     validation: Validation
 
+    is_exact_in_bf16 = True
+
     @cached_property
     def samples(self) -> SampleSet:
         """The training data."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlm.conf.schema import BatchPlan, StageConfig
+from vlm.conf.schema import BatchPlan, Schedule
 from vlm.distributed.collectives import any_rank, sum_lists_over_ranks, sum_over_ranks
 from vlm.distributed.placement import Placement
 from vlm.distributed.shard import exchange_seconds, gradient_exchange, is_finite, spread
@@ -43,7 +43,7 @@ class Trainee:
     optimizer: torch.optim.AdamW
 
     @classmethod
-    def of(cls, model: nn.Module, stage: StageConfig, world: World, placement: Placement | None = None) -> "Trainee":
+    def of(cls, model: nn.Module, stage: Schedule, world: World, placement: Placement | None = None) -> "Trainee":
         """Spread a model over the ranks, whole on each unless a placement says otherwise, and make its optimizer.
 
         Raises:
@@ -95,7 +95,7 @@ class Hooks:
     watched: Callable[[], AbstractContextManager] = nullcontext
 
 
-def count_steps(stage: StageConfig, num_rows: int) -> int:
+def count_steps(stage: Schedule, num_rows: int) -> int:
     """Optimizer steps of a stage that goes through so many rows."""
     return stage.max_steps or max(1, math.ceil(num_rows / stage.global_batch_size))
 
@@ -104,7 +104,7 @@ def train(
     trainee: Trainee,
     batches: Iterable[TrainBatch],
     *,
-    stage: StageConfig,
+    stage: Schedule,
     plan: BatchPlan,
     steps: Steps,
     world: World,
@@ -166,7 +166,7 @@ class _Loop:
     """What all steps of a run share; see `train`."""
 
     trainee: Trainee
-    stage: StageConfig
+    stage: Schedule
     plan: BatchPlan
     steps: Steps
     world: World

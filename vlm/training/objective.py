@@ -43,6 +43,7 @@ class Objective(Protocol):
     """A model, its data and how it is looked at; a frozen dataclass with the run's config."""
 
     config: Any  # a RunConfig
+    is_exact_in_bf16: bool  # True if no large matrix product of a bf16 run should be in fp32
 
     def resolved(self) -> RunConfig:
         """The config with what the stage says of the model written into the model."""

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from vlm.conf.schema import StageConfig
+from vlm.conf.schema import Schedule
 from vlm.distributed.shard import whole
 from vlm.errors import ConfigError
 
 
-def make_optimizer(model: nn.Module, stage: StageConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, stage: Schedule) -> torch.optim.AdamW:
     """AdamW with the part's rate for each weight that is trained; weight decay on matrices only.
 
     Raises:
@@ -29,14 +29,14 @@ def make_optimizer(model: nn.Module, stage: StageConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=stage.betas, fused=True)  # one pass over each weight instead of a dozen
 
 
-def set_rates(optimizer: torch.optim.Optimizer, stage: StageConfig, step: int, num_steps: int) -> None:
+def set_rates(optimizer: torch.optim.Optimizer, stage: Schedule, step: int, num_steps: int) -> None:
     """Set the rates of a step, counted from 1. They depend on the step alone, so a resumed run needs no scheduler's state."""
     factor = rate_factor(step - 1, stage, num_steps)
     for group in optimizer.param_groups:
         group["lr"] = getattr(stage.lr, group["part"]) * factor
 
 
-def rate_factor(step: int, stage: StageConfig, num_steps: int) -> float:
+def rate_factor(step: int, stage: Schedule, num_steps: int) -> float:
     """Share of the peak rate at a step counted from 0.
 
     Warm-up rises linearly and reaches the peak at step `warmup_ratio * num_steps`. Then cosine (Loshchilov and Hutter 2016, arXiv:1608.03983),

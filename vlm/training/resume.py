@@ -25,7 +25,21 @@ log = logging.getLogger(__name__)
 
 # Settings that say how a run is carried out, watched or stored, but not what it computes.
 FREE = (
-    *("resume", "overwrite", "init_from", "run_root", "data_root", "device", "tracking", "checkpoint_every", "keep_last", "keep_every", "on_nan"),
+    *(
+        "resume",
+        "overwrite",
+        "init_from",
+        "run_root",
+        "data_root",
+        "device",
+        "tracking",
+        "checkpoint_every",
+        "keep_last",
+        "keep_every",
+        "on_nan",
+        "cache_root",
+        "allow_overlap",
+    ),
     *(
         "parallel",
         "dry_run",

@@ -114,7 +114,7 @@ def _train(run: _Run, state: RunState) -> None:
             after_step=_after_step(run, recorder, trackers),
             wants_stop=lambda: bool(signaled()) or recorder.seconds > limit,
             incident=Incidents(config.run_dir, world, run.stream.sample_id),
-            watched=refuse_slow_products if config.precision.startswith("bf16") else nullcontext,
+            watched=refuse_slow_products if config.precision.startswith("bf16") and run.objective.is_exact_in_bf16 else nullcontext,
         )
         train(
             run.trainee,
@@ -223,7 +223,8 @@ def _after_step(run: _Run, recorder: Recorder, trackers: Trackers) -> Callable[[
         with gathered(model):
             metrics, samples = run.objective.look(model, autocast)
         trackers.log(step, metrics)
-        trackers.show(step, samples)
+        if samples:
+            trackers.show(step, samples)
 
     return after_step
 

@@ -81,7 +81,7 @@ class FeatureCache:
         """Standard deviation of each column over the vectors, each counted once; fp32."""
         return torch.tensor(self.manifest.std, dtype=torch.float32)
 
-    def rows(self, indices: Int[Tensor, " B"] | Sequence[int]) -> Float[Tensor, "B D"]:
+    def rows(self, indices: Int[Tensor, " B"] | Int[np.ndarray, " B"] | Sequence[int]) -> Float[Tensor, "B D"]:
         """The vectors of some items, in the order asked for, as they are stored.
 
         Args:

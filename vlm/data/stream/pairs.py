@@ -91,6 +91,15 @@ class PairBatch:
     samples: tuple[int, ...] = ()
 
     @property
+    def samples_by_source(self) -> tuple[int, ...]:
+        """Empty: pairs are from one source."""
+        return ()
+
+    def counts(self) -> dict[str, int]:
+        """What the metrics of a step are made of: pairs, and texts without images."""
+        return {"pairs": len(self.image), "texts": len(self.text) + (0 if self.texts is None else len(self.texts.text)), "samples": len(self.image)}
+
+    @property
     def num_samples(self) -> int:
         """Pairs in the batch."""
         return len(self.image)

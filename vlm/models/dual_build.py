@@ -1,0 +1,212 @@
+"""Dual encoders from names: the published pair of `X-image` and `X-text`, or any two encoders with the heads that a run trains between them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm.backbones.fingerprint import fingerprint
+from vlm.backbones.image import IMAGE
+from vlm.backbones.image.base import ImageSpec, build_image, joint_scale
+from vlm.backbones.loading import Load
+from vlm.backbones.text import TEXT
+from vlm.backbones.text.base import TextSpec, build_text
+from vlm.conf.contrastive import DistillConfig, DualEncoderConfig, HeadConfig
+from vlm.conf.serialize import to_dict
+from vlm.errors import CheckpointError, ConfigError, UnknownNameError
+from vlm.models.alignment_head import AlignmentHead, HeadOptions
+from vlm.models.checkpoint import FORMAT_VERSION, load_trained, read_manifest, save_weights, trained_state
+from vlm.models.contrastive import CONTRASTS, Distillation, LogitScale
+from vlm.models.dual_encoder import AlignmentHeads, DualEncoder, Goal
+from vlm.models.parameters import parameter_rows
+from vlm.types import World
+
+
+@dataclass(frozen=True)
+class DualParts:
+    """A config with its names resolved; known before any download."""
+
+    image: ImageSpec
+    text: TextSpec
+    joint_width: int
+
+
+def resolve_dual(config: DualEncoderConfig) -> DualParts:
+    """Look up both encoders and the width of their joint space.
+
+    Raises:
+        UnknownNameError: If a name is unknown; the nearest ones are given.
+        ConfigError: If a side without a head does not have the width of the joint space.
+    """
+    image, text = IMAGE[config.image], TEXT[config.text]
+    width = config.joint_width or (text.width if config.image_head.kind != "identity" and config.text_head.kind == "identity" else image.width)
+    for side, spec, head in (("image", image, config.image_head), ("text", text, config.text_head)):
+        if head.kind == "identity" and spec.width != width:
+            raise ConfigError(
+                f"The {side} side has no head, so its vectors of width {spec.width} must have the joint space's width, which is {width}. "
+                f"Set --model.{side}-head.kind (linear is the smallest), or --model.joint-width {spec.width}."
+            )
+    return DualParts(image, text, width)
+
+
+def build_heads(config: DualEncoderConfig, *, distill: DistillConfig | None = None, world: World | None = None, seed: int = 0) -> AlignmentHeads:
+    """The heads at random.
+
+    Args:
+        config: The composition.
+        distill: Distillation of the run that trains them; None for none.
+        world: The processes that share a batch.
+        seed: Seed of their start.
+    """
+    parts = resolve_dual(config)
+    spec = CONTRASTS[config.loss]
+    goal = Goal(config.loss)
+    if distill is not None and distill.teacher:
+        goal = Goal(config.loss, Distillation(structure=distill.structure), weight=distill.weight, texts_weight=distill.texts_weight)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        image_head = AlignmentHead(parts.image.width, parts.joint_width, _options(config.image_head))
+        text_head = AlignmentHead(parts.text.width, parts.joint_width, _options(config.text_head))
+    return AlignmentHeads(image_head, text_head, LogitScale(spec.scale, spec.bias), goal=goal, world=world)
+
+
+def _options(config: HeadConfig) -> HeadOptions:
+    return HeadOptions(**vars(config))
+
+
+def build_encoder(config: DualEncoderConfig, side: str, *, dtype: torch.dtype = torch.float32) -> Any:
+    """The image or the text encoder of a composition, in evaluation mode.
+
+    Args:
+        config: The composition.
+        side: image or text.
+        dtype: Type of the weights.
+
+    Raises:
+        CheckpointError: If its weights cannot be found or are of another model.
+    """
+    parts = resolve_dual(config)
+    spec: Any = getattr(parts, side)
+    make: Any = build_image if side == "image" else build_text
+    return make(spec, Load(getattr(config, f"{side}_source") or spec.source, dtype))
+
+
+def native_text(config: DualEncoderConfig) -> str:
+    """The text encoder that was trained together with the image encoder.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    name = f"{IMAGE.resolve(config.image).removesuffix('-image')}-text"
+    if name not in TEXT:
+        raise ConfigError(
+            f"{config.image} was trained without a text encoder of its own, so --stage.distill.teacher native names nothing. Name one of `vlm list text`."
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class PublishedPair:
+    """Two encoders that were trained together."""
+
+    name: str
+    image: ImageSpec
+    text: TextSpec
+
+
+def pair_names() -> list[str]:
+    """Names of the published pairs."""
+    return [name.removesuffix("-image") for name in IMAGE if name.endswith("-image") and f"{name.removesuffix('-image')}-text" in TEXT]
+
+
+def find_pair(name: str) -> PublishedPair:
+    """The pair of a name, `clip-b32-224` or `open-clip:<model>:<tag or file>`.
+
+    Raises:
+        UnknownNameError: If there is none.
+    """
+    if name.startswith("open-clip:"):
+        return PublishedPair(name, IMAGE[name], TEXT[name])
+    names = pair_names()
+    if name not in names:
+        raise UnknownNameError("dual encoder", name, names)
+    return PublishedPair(name, IMAGE[f"{name}-image"], TEXT[f"{name}-text"])
+
+
+def build_pair(
+    pair: PublishedPair, *, image_source: str | None = "", text_source: str | None = "", dtype: torch.dtype = torch.float32
+) -> DualEncoder:
+    """A published pair as a model, in evaluation mode.
+
+    Args:
+        pair: From `find_pair`.
+        image_source: Folder or hub id of the image half; empty: the registry's; None: random weights.
+        text_source: The same of the text half.
+        dtype: Type of the weights.
+
+    Raises:
+        CheckpointError: If weights cannot be found or are of another model.
+        ConfigError: If the vectors of the two have different widths.
+    """
+    if pair.image.width != pair.text.width:
+        raise ConfigError(f"{pair.name}: vectors of images have width {pair.image.width}, of texts {pair.text.width}; they share no space.")
+    sides = ((pair.image, image_source), (pair.text, text_source))
+    loads = [Load(spec.source if source == "" else source, dtype) for spec, source in sides]
+    image, text = build_image(pair.image, loads[0]), build_text(pair.text, loads[1])
+    scale: Any = joint_scale(pair.image, loads[0])
+    return DualEncoder(image, text, None, scale=scale).eval()
+
+
+def build_dual(folder: Path, *, image_source: str = "", text_source: str = "", dtype: torch.dtype = torch.float32) -> DualEncoder:
+    """The dual encoder of a checkpoint: encoders from their sources, checked against their fingerprints, then the heads.
+
+    Args:
+        folder: A checkpoint of heads.
+        image_source: Another folder for the image encoder.
+        text_source: Another folder for the text encoder.
+        dtype: Type of the encoders' weights; heads are in fp32.
+
+    Raises:
+        CheckpointError: If an encoder is not the one that the heads were trained with, or weights are missing.
+    """
+    manifest = read_manifest(folder)
+    config: DualEncoderConfig = manifest.config
+    config = replace(config, image_source=image_source or config.image_source, text_source=text_source or config.text_source)
+    encoders = {side: build_encoder(config, side, dtype=dtype) for side in ("image", "text")}
+    for side, encoder in encoders.items():
+        seen, expected = fingerprint(encoder, adapters=True), manifest.fingerprints[side]
+        if seen != expected:
+            raise CheckpointError(
+                f"The {side} encoder is not the one that the heads in {folder} were trained with: fingerprint {seen[:12]}, expected {expected[:12]}. "
+                f"Give the folder of the original weights as {side}_source."
+            )
+    heads = build_heads(config)
+    load_trained(heads, folder)
+    return DualEncoder(encoders["image"], encoders["text"], heads, instruction=config.instruction).eval()
+
+
+def save_dual(model: DualEncoder, config: DualEncoderConfig, folder: Path) -> None:
+    """Write the heads of a dual encoder as a checkpoint of a few MB that names its encoders.
+
+    Raises:
+        CheckpointError: If there are no heads, or the folder cannot be written.
+    """
+    if model.heads is None:
+        raise CheckpointError("This dual encoder has no heads of its own to save; it is loaded by its name.")
+    encoders = {"image": fingerprint(model.image, adapters=True), "text": fingerprint(model.text, adapters=True)}
+    save_weights(trained_state(model.heads), heads_values(model.heads, config, encoders), folder)
+
+
+def heads_values(heads: AlignmentHeads, config: DualEncoderConfig, encoders: Mapping[str, str], *, trained_on: Sequence[str] = ()) -> dict[str, Any]:
+    """The contents of `model.json`: heads alone are stored, encoders are named with their fingerprints."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": "dual-encoder",
+        "config": to_dict(config),
+        "stored": [part for part in heads.PARTS if any(True for _ in getattr(heads, part).state_dict())],
+        "parameters": parameter_rows(heads),
+        "fingerprints": dict(encoders),
+        "trained_on": list(trained_on),
+    }

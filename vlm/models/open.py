@@ -1,0 +1,64 @@
+"""Any model by name, ready to be used: what a run trained, or a published pair of encoders."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm.distributed.launch import choose_device, choose_precision
+from vlm.errors import UnknownNameError, VLMError
+from vlm.models import checkpoint
+from vlm.models.build import FROZEN_DTYPE
+from vlm.models.dual_build import build_dual, build_pair, find_pair
+from vlm.models.dual_encoder import DualEncoder
+
+
+def open_model(name: str | Path, *, device: str = "auto", precision: str = "auto", run_root: Path = Path("runs"), **sources: str) -> Any:
+    """A `VisionLanguageModel` or a `DualEncoder`, whichever the name stands for; also `vlm.load`.
+
+    Args:
+        name: A checkpoint folder, a run folder, a unique prefix of a run's name, or a published pair (`clip-b32-224`, `open-clip:ViT-B-32:laion2b_s34b_b79k`).
+        device: auto, cuda, mps or cpu.
+        precision: fp32, bf16-mixed, bf16 or auto; see RunConfig.precision.
+        run_root: Where a prefix is looked up.
+        sources: Other folders for the towers: `vision_source` and `language_source`, or `image_source` and `text_source`.
+
+    Raises:
+        ConfigError: If no or more than one run answers to the name, or the device does not exist.
+        CheckpointError: If weights are missing or not those that the checkpoint was trained with.
+    """
+    folder = _checkpoint(name, run_root)
+    if folder is not None and isinstance(checkpoint.read_manifest(folder).config, checkpoint.VisionLanguageConfig):
+        return checkpoint.open_model(folder, device=device, precision=precision, run_root=run_root, **sources)
+    place = torch.device(choose_device(device))
+    dtype = FROZEN_DTYPE[choose_precision(precision, place)]
+    model = build_pair(find_pair(str(name)), dtype=dtype, **sources) if folder is None else build_dual(folder, dtype=dtype, **sources)
+    return model.to(place)
+
+
+def open_dual(name: str | Path, *, device: str = "auto", precision: str = "auto", run_root: Path = Path("runs")) -> DualEncoder:
+    """A dual encoder by name; the arguments are those of `open_model`.
+
+    Raises:
+        CheckpointError: If the name is of a model that answers.
+    """
+    model = open_model(name, device=device, precision=precision, run_root=run_root)
+    if not isinstance(model, DualEncoder):
+        raise checkpoint.CheckpointError(f"{name} is a model that answers, not a dual encoder. Name one, or a published pair such as clip-b32-224.")
+    return model
+
+
+def _checkpoint(name: str | Path, run_root: Path) -> Path | None:
+    """The checkpoint that a name stands for; None if it is a published pair's.
+
+    Raises:
+        VLMError: If it is neither.
+    """
+    try:
+        return checkpoint.find_checkpoint(name, run_root=run_root)
+    except VLMError as error:
+        try:
+            find_pair(str(name))
+        except UnknownNameError:
+            raise error from None
+        return None

@@ -1,0 +1,118 @@
+"""The vectors that heads are trained on: computed once by frozen encoders, and found again by later runs. Trains nothing.
+
+A folder is named after the encoder and a hash of all that is known of its vectors without loading it: source, type, items. If it is finished, the encoder is
+not loaded at all; its fingerprint is in the cache's key, and is compared when the trained model is used.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm.backbones.fingerprint import fingerprint
+from vlm.data.benchmarks.base import Picture
+from vlm.data.feature_cache import FeatureCache, write_features
+from vlm.data.image import load_image, to_pixels
+from vlm.distributed.collectives import wait_for_all
+from vlm.errors import VLMError
+from vlm.tracking import counting
+from vlm.types import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Where vectors are kept and how they are made.
+
+    Attributes:
+        root: Folder of all caches.
+        world: The processes that share the work.
+        stored: How a number is stored.
+        batch_size: Items that are encoded at once.
+    """
+
+    root: Path
+    world: World
+    stored: torch.dtype
+    batch_size: int
+
+    def of_pictures(self, name: str, source: str, build: Callable[[], Any], pictures: Sequence[Picture]) -> FeatureCache:
+        """One vector a picture.
+
+        Args:
+            name: The image encoder.
+            source: Where its weights come from.
+            build: Makes it; called if any vector is missing.
+            pictures: The pictures; their files' sizes are part of what the cache is of.
+
+        Raises:
+            DataFormatError: If a picture cannot be read.
+        """
+        known = {"sizes": _digest(picture.num_bytes for picture in pictures)}
+
+        def encode_with(encoder: Any) -> Callable[[list[Path]], Tensor]:
+            return lambda files: encoder(to_pixels([load_image(file) for file in files], encoder.image_policy).to(self.world.device))
+
+        return self._made(name, source, build, [picture.source for picture in pictures], encode_with, known)
+
+    def of_texts(self, name: str, source: str, build: Callable[[], Any], texts: Sequence[str], *, instruction: str = "") -> FeatureCache:
+        """One vector a text; the arguments are those of `of_pictures`."""
+
+        def encode_with(encoder: Any) -> Callable[[list[str]], Tensor]:
+            return lambda some: encoder.encode(some, instruction=instruction)
+
+        return self._made(name, source, build, texts, encode_with, {"instruction": instruction})
+
+    def _made(
+        self,
+        name: str,
+        source: str,
+        build: Callable[[], Any],
+        items: Sequence[Any],
+        encode_with: Callable[[Any], Callable[[list[Any]], Tensor]],
+        known: Mapping[str, Any],
+    ) -> FeatureCache:
+        facts = {"encoder": name, "from": source, "files": _files(source), "items": _digest(map(str, items)), "stored": str(self.stored), **known}
+        folder = self.root / f"{name.replace(':', '-').replace('/', '-')}-{_digest([json.dumps(facts, sort_keys=True)])[:12]}"
+        try:
+            return FeatureCache(folder)
+        except VLMError:
+            log.info("%d vectors of %s are computed once, and kept in %s", len(items), name, folder)
+        encoder = build().to(self.world.device)
+        key = {**facts, **encoder.describe(), "weights": fingerprint(encoder, adapters=True)}
+        shown = partial(counting, what=f"encoding by {name}")
+        progress = shown if self.world.is_main else lambda batches, _: batches
+        write_features(
+            folder, items, encode_with(encoder), key=key, dtype=self.stored, batch_size=self.batch_size, world=self.world, progress=progress
+        )
+        wait_for_all(self.world)
+        return FeatureCache(folder)
+
+
+def fingerprint_of(cache: FeatureCache) -> str:
+    """Fingerprint of the encoder that a cache's vectors are of."""
+    return str(cache.manifest.key["weights"])
+
+
+def _digest(values: Any) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(f"{value}\0".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _files(source: str) -> str:
+    """A hash of the names, sizes and times of a folder's files, so that other weights in the same place are seen; empty for a hub id."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return ""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return _digest(f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
