@@ -95,7 +95,9 @@ class VisionLanguageModel(nn.Module):
         """Next-token loss over the labelled positions; the head runs on those alone."""
         places, before = batch.targets
         targets = batch.labels.flatten()[places]  # [M]
-        hidden = self.language(self.embed(batch), batch.documents, needed=before)
+        # in a message tree, the last token of the trunk predicts the first of each branch
+        needed = before if batch.documents.prefix is None else before.unique()
+        hidden = self.language(self.embed(batch), batch.documents, needed=needed)
         rows = hidden.flatten(0, 1)[before]  # [M, E]: rows are selected first, so that the head gets a contiguous matrix
         sources = None
         if batch.sources is not None:

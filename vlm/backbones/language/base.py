@@ -115,7 +115,7 @@ class HFCausalLM(nn.Module):
         Args:
             embeds: Embeddings of the rows.
             documents: Who sees whom.
-            needed: Places in the flattened rows that are read afterwards; elsewhere the states are then of no use. None for all.
+            needed: Places in the flattened rows that are read afterwards, all different; elsewhere the states are then of no use. None for all.
         """
         out = self.decoder(
             inputs_embeds=embeds,

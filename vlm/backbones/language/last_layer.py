@@ -19,7 +19,7 @@ class _Needed:
 
 
 def at_needed_places(layer: nn.Module) -> None:
-    """Let a layer take `needed`, places in its flattened rows; without it, or with None, the layer is as it was. Names of modules and weights stay.
+    """Let a layer take `needed`, different places in its flattened rows; without it, or with None, the layer is as it was. Names of modules and weights stay.
 
     `needed` comes with each call and is forgotten after it, so that gradient checkpointing, which calls again in the backward pass, computes the same.
     """
