@@ -209,6 +209,8 @@ class Contrastive:
     def stream(self, model: AlignmentHeads, world: World, plan: BatchPlan) -> Stream:
         """Pairs of cached vectors, each image once a batch."""
         stage, vectors = self.config.stage, self.train_vectors
+        if self.is_looked_at:
+            _ = self.held_out_vectors  # now, by all ranks: later, the main one looks at it alone
         captions = np.arange(len(vectors.data.captions))
         order = PairOrder(Captions.of(vectors.data.owners.numpy(), captions), stage.global_batch_size, self.config.seed)
         num_steps = stage.max_steps or count_batches(order, stage.epochs)
