@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from vlm.__main__ import COMMANDS
+from vlm.conf.contrastive_presets import CONTRASTIVE_PRESETS
 from vlm.conf.presets import PRESETS
 from vlm.models.catalog import markdown
 
@@ -33,4 +34,4 @@ def test_python_examples_are_valid_python():
 
 def test_commands_and_presets_of_the_readme_exist():
     assert set(re.findall(r"^vlm ([a-z]+)", README, re.MULTILINE)) <= set(COMMANDS)
-    assert set(re.findall(r"(?:pretrain|pretrain\.py) ([\w.-]+/\w+)(?= |\n|$)", README)) <= set(PRESETS)
+    assert set(re.findall(r"(?:pretrain|pretrain\.py) ([\w.-]+/\w+)(?= |\n|$)", README)) <= {*PRESETS, *CONTRASTIVE_PRESETS}
