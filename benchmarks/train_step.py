@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -271,7 +271,7 @@ def slow_optimizer(step: Step) -> Step:
     return replace(step, optimizer=torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0, fused=False, foreach=False))
 
 
-def switches(stage: str, data: Sequence[Sequence[Example]], *, half: bool) -> list[dict[str, Any]]:
+def switches(stage: str, data: Sequence[Sequence[Example]], *, half: bool) -> Iterator[dict[str, Any]]:
     """What each saving gives: seconds without it, over seconds with it, step by step in turn."""
 
     def step(change: Callable[[VisionLanguageModel], Any] = lambda model: None) -> Step:
@@ -297,7 +297,8 @@ def switches(stage: str, data: Sequence[Sequence[Example]], *, half: bool) -> li
         "fused optimizer": ((slow_optimizer(step()), packed_rows), (ours, packed_rows)),
         "logits in chunks of 2^22 (not in the ratios above)": ((ours, packed_rows), (replace(ours, loss=chunked(ours.loss)), packed_rows)),
     }
-    return [{"switch": name, **without_over_with(*pair)} for name, pair in pairs.items()]
+    for name, pair in pairs.items():
+        yield {"switch": name, **without_over_with(*pair)}
 
 
 def without_over_with(off: tuple[Step, Sequence[ChatBatch]], on: tuple[Step, Sequence[ChatBatch]]) -> dict[str, float]:
@@ -393,8 +394,9 @@ def report(stages: Sequence[str], number: int, steps: int, *, half_switches: boo
             result[f"{stage}_{'bf16' if half else 'fp32'}"] = row
             print(stage, "bf16" if half else "fp32", row, flush=True)
     head = [result[f"{stages[0]}_{kind}"] for kind in ("fp32", "bf16")]
-    rows = switches(stages[0], data[: min(len(data), 6)], half=half_switches)
-    for row in rows:
+    rows = []
+    for row in switches(stages[0], data[: min(len(data), 6)], half=half_switches):
+        rows.append(row)
         print(f"{row['switch']:70} {row['ratio']:.2f} (CPU {row['cpu_ratio']:.2f})", flush=True)
     return {
         "ratio": min(row["ratio"] for row in head),
