@@ -94,7 +94,7 @@ def test_settings_that_make_no_sense_are_one_line(folders, rows, capsys):
     with pytest.raises(UnknownNameError, match="Did you mean 'retrieval'"):
         main(["retrival"], load=color_embedder)
     assert vlm(["evaluate", "zero-shot", "colors", "--model", "gone"]) == 2
-    assert "No contrastive model 'gone' can be loaded" in capsys.readouterr().err
+    assert "There is no run that begins with 'gone'" in capsys.readouterr().err
 
 
 def test_help_names_both_evaluations(capsys):

@@ -112,7 +112,7 @@ def test_without_ids_nothing_can_be_looked_up(tmp_path):
         FeatureCache(write(tmp_path / "cache")).rows_of(["cat"])
 
 
-@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.alone)])
 def test_several_workers_read_one_cache(tmp_path, context):
     cache = FeatureCache(write(tmp_path / "cache"))
     assert len(pickle.dumps(cache)) < 1000  # the folder, not the vectors

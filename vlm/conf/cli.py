@@ -51,10 +51,12 @@ def find_preset(name: str) -> RunConfig:
     Raises:
         UnknownNameError: If it does not exist; the nearest names are given.
     """
-    known = {**PRESETS, **CONTRASTIVE_PRESETS}
-    if name not in known:
-        raise UnknownNameError("preset", name, known)
-    return known[name]
+    for registry in (PRESETS, CONTRASTIVE_PRESETS):
+        try:
+            return registry[name]
+        except UnknownNameError:
+            continue
+    raise UnknownNameError("preset", name, {**PRESETS, **CONTRASTIVE_PRESETS})
 
 
 def _stored(path: Path) -> RunConfig:

@@ -9,7 +9,13 @@ from vlm.backbones.text.clip import SPECS
 from vlm.backbones.text.tiny import SPECS as TINY
 from vlm.errors import CheckpointError
 
-TOTAL = {"clip-b16-224-text": 149_620_737, "clip-b32-224-text": 151_277_313, "clip-l14-224-text": 427_616_513, "clip-l14-336-text": 427_944_193}
+TOTAL = {
+    "clip-b16-224-text": 149_620_737,
+    "clip-b32-224-text": 151_277_313,
+    "clip-b32-224-laion2b-text": 151_277_313,
+    "clip-l14-224-text": 427_616_513,
+    "clip-l14-336-text": 427_944_193,
+}
 
 
 @pytest.mark.parametrize("name", SPECS)
