@@ -34,7 +34,7 @@ from vlm.data.stream.examples import Example, ExampleTree
 from vlm.models import losses
 from vlm.models.build import freeze
 from vlm.models.vision_language import VisionLanguageModel
-from vlm.training.compilation import compile_blocks
+from vlm.training.compilation import compile_part
 from vlm.training.optim import make_optimizer
 from vlm.types import IGNORE_INDEX, ChatBatch, ImagePolicy
 
@@ -256,8 +256,8 @@ def dense_mask(model: VisionLanguageModel) -> None:
 
 def compiled(model: VisionLanguageModel) -> None:
     """Compile what `--stage.compile vision language` does."""
-    compile_blocks(model.vision.blocks())
-    compile_blocks(model.language.blocks()[:-1])
+    compile_part(model, "vision")
+    compile_part(model, "language")
 
 
 def graph_in_tower(model: VisionLanguageModel) -> None:

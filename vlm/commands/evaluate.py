@@ -1,6 +1,5 @@
 """`vlm evaluate zero-shot PATH --benchmark cifar10 --model NAME` and `vlm evaluate retrieval DATASET --model NAME`: contrastive models side by side."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +115,6 @@ def main(argv: Sequence[str], *, load: "Callable[[str], Embedder]" = load_embedd
 
 def zero_shot(arguments: ZeroShotArguments, load: "Callable[[str], Embedder]") -> "ZeroShot":
     """Classify, and write the results."""
-    from vlm.commands.preprocess import show_progress
     from vlm.data.benchmarks import BENCHMARKS
     from vlm.data.benchmarks.prompts import prompts_of, templates_of
     from vlm.evaluate.zero_shot import evaluate_zero_shot
@@ -129,11 +127,7 @@ def zero_shot(arguments: ZeroShotArguments, load: "Callable[[str], Embedder]") -
         [load(name) for name in arguments.model],
         data,
         prompts_of(data.class_names, templates),
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-        resamples=arguments.resamples,
-        seed=arguments.seed,
-        progress=show_progress,
+        **how_to_measure(arguments),
     )
     _finish(arguments, "zero-shot", measured, notes)
     return measured
@@ -141,7 +135,6 @@ def zero_shot(arguments: ZeroShotArguments, load: "Callable[[str], Embedder]") -
 
 def retrieval(arguments: RetrievalArguments, load: "Callable[[str], Embedder]") -> "Retrieval":
     """Search, and write the results."""
-    from vlm.commands.preprocess import show_progress
     from vlm.data.benchmarks.captioned import open_captioned
     from vlm.evaluate.retrieval import evaluate_retrieval
 
@@ -150,14 +143,17 @@ def retrieval(arguments: RetrievalArguments, load: "Callable[[str], Embedder]") 
     measured = evaluate_retrieval(
         [load(name) for name in arguments.model],
         data,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-        resamples=arguments.resamples,
-        seed=arguments.seed,
-        progress=show_progress,
+        **how_to_measure(arguments),
     )
     _finish(arguments, "retrieval", measured, notes)
     return measured
+
+
+def how_to_measure(arguments: Options) -> dict[str, Any]:
+    """What both evaluations are told alike."""
+    from vlm.commands.preprocess import show_progress
+
+    return {name: getattr(arguments, name) for name in ("batch_size", "workers", "resamples", "seed")} | {"progress": show_progress}
 
 
 def overlap_notes(arguments: Options, pictures: "Sequence[Picture]") -> list[str]:
@@ -166,7 +162,7 @@ def overlap_notes(arguments: Options, pictures: "Sequence[Picture]") -> list[str
     Raises:
         ConfigError: If there are such pictures, without --allow-overlap.
     """
-    from vlm.evaluate.overlap import known, refuse_overlap
+    from vlm.evaluate.overlap import compare
 
     specs, notes = dict.fromkeys(arguments.trained_on), []
     specs |= dict.fromkeys(spec for name in arguments.model for spec in trained_on(name))
@@ -184,9 +180,7 @@ def overlap_notes(arguments: Options, pictures: "Sequence[Picture]") -> list[str
             notes.append(f"Not checked against {spec}, which a model was trained on: {error}")
     if not trained:
         return notes
-    sizes = {picture.num_bytes for picture in pictures}
-    train = known(trained, sizes=sizes, pixels=arguments.hash_pixels)
-    return [*notes, str(refuse_overlap(train, known(pictures, pixels=arguments.hash_pixels), allow=arguments.allow_overlap))]
+    return [*notes, str(compare(trained, pictures, pixels=arguments.hash_pixels, allow=arguments.allow_overlap))]
 
 
 def _pictures(spec: str, data_root: Path) -> "Sequence[Picture]":
@@ -203,13 +197,12 @@ def _pictures(spec: str, data_root: Path) -> "Sequence[Picture]":
 
 def trained_on(name: str) -> list[str]:
     """The datasets that a run's heads were trained on, as its checkpoint says; none for a published pair, whose data nobody can name."""
-    from vlm.models.checkpoint import MODEL, find_checkpoint
+    from vlm.models.checkpoint import find_checkpoint, read_manifest
 
     try:
-        values = json.loads((find_checkpoint(name) / MODEL).read_text(encoding="utf-8"))
-    except (VLMError, OSError, ValueError):
+        return list(read_manifest(find_checkpoint(name)).trained_on)
+    except VLMError:
         return []
-    return list(values.get("trained_on", []))
 
 
 def _finish(arguments: Options, evaluation: str, measured: "ZeroShot | Retrieval", notes: Sequence[str]) -> None:

@@ -12,7 +12,6 @@ from vlm.conf.schema import RunConfig, TrainConfig
 from vlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vlm.data.benchmarks.base import Picture
     from vlm.types import World
 
 log = logging.getLogger(__name__)
@@ -55,26 +54,17 @@ def run(config: RunConfig) -> Path | None:
 def objective_of(config: RunConfig, world: "World") -> Any:
     """What a config trains, with what it needs from the rooms beside training."""
     if isinstance(config, ContrastiveConfig):
+        from vlm.evaluate.overlap import compare
         from vlm.evaluate.retrieval import retrieval_metrics
-        from vlm.models.contrastive import unit
         from vlm.training.contrastive import Contrastive, Measures
 
-        def retrieval(images: Any, texts: Any, owners: Any) -> dict[str, float]:
-            return {f"validation/{name}": value for name, value in retrieval_metrics(unit(images), unit(texts), owners).items() if value == value}
-
-        return Contrastive(config, Measures(retrieval=retrieval, overlap=_overlap), world)
+        return Contrastive(config, Measures(retrieval=retrieval_metrics, overlap=compare), world)
     from vlm.evaluate.answer_match import answer_metrics
     from vlm.evaluate.validation import look, validation_loss
     from vlm.training.generative import Generative, Validation
 
     assert isinstance(config, TrainConfig)
     return Generative(config, Validation(loss=validation_loss, look=look, score=answer_metrics))
-
-
-def _overlap(train: "Sequence[Picture]", held_out: "Sequence[Picture]", allow: bool) -> str:
-    from vlm.evaluate.overlap import known, refuse_overlap
-
-    return str(refuse_overlap(known(train, sizes={picture.num_bytes for picture in held_out}), known(held_out), allow=allow))
 
 
 def _print_dry_run(config: RunConfig) -> None:

@@ -17,12 +17,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from vlm.data.benchmarks.base import Picture
-from vlm.errors import ConfigError, MissingPackageError
+from vlm.errors import MissingPackageError
 from vlm.evaluate import retrieval, zero_shot
 from vlm.evaluate.bootstrap import Score
 from vlm.evaluate.curves import COLORS, FAINT, INK
 from vlm.evaluate.embedder import Unreadable
 from vlm.evaluate.neighbors import Query, of_retrieval, of_zero_shot
+from vlm.evaluate.pages import filled, write_whole
 from vlm.evaluate.report import Table
 from vlm.evaluate.retrieval import Retrieval
 from vlm.evaluate.run_report import small_picture
@@ -41,6 +42,7 @@ SHOWN_CLASSES = 40  # rows of the table of classes before it is folded
 DRAWN_CLASSES = 40  # of a confusion picture; of more classes, those that are confused most
 WIDE = 22  # classes; the picture of more is not readable at half the page's width
 THUMBNAIL = 200  # pixels
+REMEDY = "Name another folder with --out."
 LISTED = 20  # unreadable pictures on the page; all are in details.json
 
 
@@ -125,8 +127,11 @@ def write_results(folder: Path, measured: ZeroShot | Retrieval, *, notes: Sequen
         **({"classes": [asdict(row) for row in class_rows(measured)]} if isinstance(measured, ZeroShot) else {}),
     }
     files = {**_named(results_json(measured)), "details.json": details}
-    written = [_write(folder / name, json.dumps(content, indent=1) + "\n") for name, content in files.items()]
-    return [*written, _write(folder / "report.html", render(measured, notes=notes))]  # last: the numbers stay if there is no matplotlib
+    written = [write_whole(folder / name, json.dumps(content, indent=1) + "\n", remedy=REMEDY) for name, content in files.items()]
+    return [
+        *written,
+        write_whole(folder / "report.html", render(measured, notes=notes), remedy=REMEDY),
+    ]  # last: the numbers stay if there is no matplotlib
 
 
 def _named(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -143,37 +148,22 @@ def file_name(name: str) -> str:
     return re.sub(r"[^\w.@+-]+", "-", name).strip("-")
 
 
-def _write(path: Path, text: str) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        building = path.with_name(path.name + ".tmp")
-        building.write_text(text, encoding="utf-8")
-        building.replace(path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}. Name another folder with --out.") from error
-    return path
-
-
 def render(measured: ZeroShot | Retrieval, *, notes: Sequence[str] = ()) -> str:
     """The page.
 
     Raises:
         MissingPackageError: If matplotlib is not installed.
     """
-    import jinja2
-
-    template = Path(__file__).with_name("contrastive_report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    shared = {
+        "table": score_table(measured),
+        "models": [result.model for result in measured.results],
+        "colors": [COLORS[i % len(COLORS)] for i in range(len(measured.results))],
+        "notes": [*notes, *_unreadable_note(measured.unreadable, len(measured.data.pictures))],
+        "unreadable": measured.unreadable[:LISTED],
+        "num_unreadable": len(measured.unreadable),
+    }
     own = _zero_shot_page(measured) if isinstance(measured, ZeroShot) else _retrieval_page(measured)
-    return environment.from_string(template).render(
-        own,
-        table=score_table(measured),
-        models=[result.model for result in measured.results],
-        colors=[COLORS[i % len(COLORS)] for i in range(len(measured.results))],
-        notes=[*notes, *_unreadable_note(measured.unreadable, len(measured.data.pictures))],
-        unreadable=measured.unreadable[:LISTED],
-        num_unreadable=len(measured.unreadable),
-    )
+    return filled("contrastive_report.html.j2", own | shared)
 
 
 def _unreadable_note(unreadable: Sequence[Unreadable], num_pictures: int) -> list[str]:

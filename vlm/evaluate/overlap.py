@@ -1,6 +1,6 @@
 """Whether a model is measured on pictures that it was trained on: by the pictures' ids and by the hashes of their content. Knows no model."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -90,6 +90,22 @@ def refuse_overlap(train: Known, evaluated: Known, *, allow: bool) -> Overlap:
     if both and not allow:
         raise ConfigError(f"{overlap} Evaluate on other pictures, or state it in the report with --allow-overlap.")
     return overlap
+
+
+def compare(trained: Sequence[Picture], evaluated: Sequence[Picture], *, pixels: bool = False, allow: bool = False) -> Overlap:
+    """Make sure that no evaluated picture was trained on; of training pictures, only files of the size of an evaluated one are read.
+
+    Args:
+        trained: Training pictures.
+        evaluated: Evaluated pictures.
+        pixels: As of `known`.
+        allow: As of `refuse_overlap`.
+
+    Raises:
+        ConfigError: As `refuse_overlap`.
+    """
+    sizes = {picture.num_bytes for picture in evaluated}
+    return refuse_overlap(known(trained, sizes=sizes, pixels=pixels), known(evaluated, pixels=pixels), allow=allow)
 
 
 def pictures_of(samples: Iterable[Sample]) -> list[Picture]:

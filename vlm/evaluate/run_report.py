@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm.errors import ConfigError
 from vlm.evaluate.answer_match import exact_match
 from vlm.evaluate.curves import draw_panels
+from vlm.evaluate.pages import filled, write_whole
 from vlm.evaluate.run_record import RunRecord
 from vlm.tracking.console import duration
 
@@ -181,19 +181,9 @@ def write_run_report(runs: Sequence[RunRecord], out: Path) -> None:
         MissingPackageError: If matplotlib is not installed.
         ConfigError: If the file cannot be written.
     """
-    import jinja2
-
     named = labels(runs)
-    template = Path(__file__).with_name("run_report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    text = environment.from_string(template).render(page(named))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        building = out.with_name(out.name + ".tmp")
-        building.write_text(text, encoding="utf-8")
-        building.replace(out)
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror}. Name another file with --out.") from error
+    text = filled("run_report.html.j2", page(named))
+    write_whole(out, text, remedy="Name another file with --out.")
 
 
 def page(runs: Mapping[str, RunRecord]) -> dict[str, Any]:

@@ -43,11 +43,13 @@ class Manifest:
         config: The composition.
         stored: Parts whose trained weights the checkpoint holds.
         fingerprints: Fingerprint of each part's untrained weights, for the parts that have any.
+        trained_on: Datasets that the weights were trained on, where the checkpoint says.
     """
 
     config: Any  # a VisionLanguageConfig or a DualEncoderConfig
     stored: tuple[str, ...]
     fingerprints: dict[str, str]
+    trained_on: tuple[str, ...] = ()
 
     @property
     def adapted(self) -> set[str]:
@@ -75,13 +77,26 @@ def fingerprint_of(model: VisionLanguageModel, part: str) -> str:
 
 def model_values(model: VisionLanguageModel, config: VisionLanguageConfig) -> dict[str, Any]:
     """The contents of `model.json`. Frozen parts do not change, so a run may ask once."""
+    fingerprints = {part: fingerprint_of(model, part) for part in PARTS if part not in model.altered}
+    return values_of(model, config, kind="vision-language", fingerprints=fingerprints)
+
+
+def values_of(model: Any, config: Any, *, kind: str, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """The contents of `model.json` of either kind of model.
+
+    Args:
+        model: What is stored, by its `PARTS`.
+        config: The composition.
+        kind: A key of KINDS.
+        fingerprints: Of the weights that are not stored.
+    """
     return {
         "format_version": FORMAT_VERSION,
-        "kind": "vision-language",
+        "kind": kind,
         "config": to_dict(config),
         "stored": sorted({name.split(".")[0] for name in trained_state(model)}),
         "parameters": parameter_rows(model),
-        "fingerprints": {part: fingerprint_of(model, part) for part in PARTS if part not in model.altered},
+        "fingerprints": dict(fingerprints),
     }
 
 
@@ -149,7 +164,8 @@ def read_manifest(folder: Path) -> Manifest:
     if kind is None:
         raise CheckpointError(f"{path} is of a model of kind {values['kind']!r}; this vlm knows {', '.join(KINDS)}. Upgrade vlm.")
     config: Any = from_dict(values["config"], kind, origin=str(path))
-    return Manifest(config=config, stored=tuple(values["stored"]), fingerprints=values["fingerprints"])
+    trained_on = tuple(values.get("trained_on", ()))
+    return Manifest(config=config, stored=tuple(values["stored"]), fingerprints=values["fingerprints"], trained_on=trained_on)
 
 
 def load(folder: Path, *, precision: str, sources: dict[str, str] | None = None) -> VisionLanguageModel:

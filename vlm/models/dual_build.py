@@ -1,7 +1,7 @@
 """Dual encoders from names: the published pair of `X-image` and `X-text`, or any two encoders with the heads that a run trains between them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from vlm.backbones.loading import Load
 from vlm.backbones.text import TEXT
 from vlm.backbones.text.base import TextSpec, build_text
 from vlm.conf.contrastive import DistillConfig, DualEncoderConfig, HeadConfig
-from vlm.conf.serialize import to_dict
 from vlm.errors import CheckpointError, ConfigError, UnknownNameError
 from vlm.models.alignment_head import AlignmentHead, HeadOptions
-from vlm.models.checkpoint import FORMAT_VERSION, load_trained, read_manifest, save_weights, trained_state
+from vlm.models.checkpoint import load_trained, read_manifest, save_weights, trained_state, values_of
 from vlm.models.contrastive import CONTRASTS, Distillation, LogitScale
 from vlm.models.dual_encoder import AlignmentHeads, DualEncoder, Goal
-from vlm.models.parameters import parameter_rows
 from vlm.types import World
+
+SIDES: dict[str, tuple[Any, Any]] = {"image": (IMAGE, build_image), "text": (TEXT, build_text)}
 
 
 @dataclass(frozen=True)
@@ -76,21 +76,31 @@ def _options(config: HeadConfig) -> HeadOptions:
     return HeadOptions(**vars(config))
 
 
-def build_encoder(config: DualEncoderConfig, side: str, *, dtype: torch.dtype = torch.float32) -> Any:
-    """The image or the text encoder of a composition, in evaluation mode.
+def source_of(side: str, name: str, source: str = "") -> str:
+    """Where an encoder's weights come from: what is given, or else the registry's; empty for random ones.
 
     Args:
-        config: The composition.
         side: image or text.
+        name: The encoder.
+        source: Folder or hub id; empty: the registry's.
+    """
+    return source or str(SIDES[side][0][name].source or "")
+
+
+def build_encoder(side: str, name: str, source: str = "", *, dtype: torch.dtype = torch.float32) -> Any:
+    """An image or text encoder, in evaluation mode.
+
+    Args:
+        side: image or text.
+        name: The encoder.
+        source: Folder or hub id; empty: the registry's.
         dtype: Type of the weights.
 
     Raises:
         CheckpointError: If its weights cannot be found or are of another model.
     """
-    parts = resolve_dual(config)
-    spec: Any = getattr(parts, side)
-    make: Any = build_image if side == "image" else build_text
-    return make(spec, Load(getattr(config, f"{side}_source") or spec.source, dtype))
+    registry, build = SIDES[side]
+    return build(registry[name], Load(source_of(side, name, source) or None, dtype))
 
 
 def native_text(config: DualEncoderConfig) -> str:
@@ -173,8 +183,10 @@ def build_dual(folder: Path, *, image_source: str = "", text_source: str = "", d
     """
     manifest = read_manifest(folder)
     config: DualEncoderConfig = manifest.config
-    config = replace(config, image_source=image_source or config.image_source, text_source=text_source or config.text_source)
-    encoders = {side: build_encoder(config, side, dtype=dtype) for side in ("image", "text")}
+    encoders = {
+        "image": build_encoder("image", config.image, image_source or config.image_source, dtype=dtype),
+        "text": build_encoder("text", config.text, text_source or config.text_source, dtype=dtype),
+    }
     for side, encoder in encoders.items():
         seen, expected = fingerprint(encoder, adapters=True), manifest.fingerprints[side]
         if seen != expected:
@@ -201,12 +213,4 @@ def save_dual(model: DualEncoder, config: DualEncoderConfig, folder: Path) -> No
 
 def heads_values(heads: AlignmentHeads, config: DualEncoderConfig, encoders: Mapping[str, str], *, trained_on: Sequence[str] = ()) -> dict[str, Any]:
     """The contents of `model.json`: heads alone are stored, encoders are named with their fingerprints."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "kind": "dual-encoder",
-        "config": to_dict(config),
-        "stored": [part for part in heads.PARTS if any(True for _ in getattr(heads, part).state_dict())],
-        "parameters": parameter_rows(heads),
-        "fingerprints": dict(encoders),
-        "trained_on": list(trained_on),
-    }
+    return values_of(heads, config, kind="dual-encoder", fingerprints=encoders) | {"trained_on": list(trained_on)}

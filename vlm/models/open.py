@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
+from vlm.conf.schema import VisionLanguageConfig
 from vlm.distributed.launch import choose_device, choose_precision
-from vlm.errors import UnknownNameError, VLMError
+from vlm.errors import CheckpointError, UnknownNameError, VLMError
 from vlm.models import checkpoint
 from vlm.models.build import FROZEN_DTYPE
-from vlm.models.dual_build import build_dual, build_pair, find_pair
+from vlm.models.dual_build import PublishedPair, build_dual, build_pair, find_pair
 from vlm.models.dual_encoder import DualEncoder
 
 
@@ -27,13 +28,12 @@ def open_model(name: str | Path, *, device: str = "auto", precision: str = "auto
         ConfigError: If no or more than one run answers to the name, or the device does not exist.
         CheckpointError: If weights are missing or not those that the checkpoint was trained with.
     """
-    folder = _checkpoint(name, run_root)
-    if folder is not None and isinstance(checkpoint.read_manifest(folder).config, checkpoint.VisionLanguageConfig):
-        return checkpoint.open_model(folder, device=device, precision=precision, run_root=run_root, **sources)
+    opened = _found(name, run_root)
+    if isinstance(opened, Path) and isinstance(checkpoint.read_manifest(opened).config, VisionLanguageConfig):
+        return checkpoint.open_model(opened, device=device, precision=precision, run_root=run_root, **sources)
     place = torch.device(choose_device(device))
-    dtype = FROZEN_DTYPE[choose_precision(precision, place)]
-    model = build_pair(find_pair(str(name)), dtype=dtype, **sources) if folder is None else build_dual(folder, dtype=dtype, **sources)
-    return model.to(place)
+    build: Any = build_dual if isinstance(opened, Path) else build_pair
+    return build(opened, dtype=FROZEN_DTYPE[choose_precision(precision, place)], **sources).to(place)
 
 
 def open_dual(name: str | Path, *, device: str = "auto", precision: str = "auto", run_root: Path = Path("runs")) -> DualEncoder:
@@ -44,21 +44,20 @@ def open_dual(name: str | Path, *, device: str = "auto", precision: str = "auto"
     """
     model = open_model(name, device=device, precision=precision, run_root=run_root)
     if not isinstance(model, DualEncoder):
-        raise checkpoint.CheckpointError(f"{name} is a model that answers, not a dual encoder. Name one, or a published pair such as clip-b32-224.")
+        raise CheckpointError(f"{name} is a model that answers, not a dual encoder. Name one, or a published pair such as clip-b32-224.")
     return model
 
 
-def _checkpoint(name: str | Path, run_root: Path) -> Path | None:
-    """The checkpoint that a name stands for; None if it is a published pair's.
+def _found(name: str | Path, run_root: Path) -> Path | PublishedPair:
+    """The checkpoint or the published pair that a name stands for.
 
     Raises:
-        VLMError: If it is neither.
+        VLMError: If it stands for neither.
     """
     try:
         return checkpoint.find_checkpoint(name, run_root=run_root)
     except VLMError as error:
         try:
-            find_pair(str(name))
+            return find_pair(str(name))
         except UnknownNameError:
             raise error from None
-        return None

@@ -18,6 +18,17 @@ from vlm.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
+def compile_part(model: Any, part: str) -> None:
+    """Compile the blocks of a model's vision or language part; of the latter, all but the last.
+
+    Args:
+        model: A vision-language model.
+        part: vision or language.
+    """
+    blocks = getattr(model, part).blocks()
+    compile_blocks(blocks[:-1] if part == "language" else blocks)
+
+
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     """Compile the forward and backward pass of blocks when they are first called; names of modules and weights stay.
 

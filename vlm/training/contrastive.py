@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlm.backbones.image import IMAGE
 from vlm.backbones.text import TEXT
 from vlm.conf.contrastive import ContrastiveConfig
 from vlm.conf.schema import BatchPlan
@@ -22,14 +22,15 @@ from vlm.data.benchmarks.captioned import Captioned, open_captioned
 from vlm.data.benchmarks.prompts import prompts_of, templates_of
 from vlm.data.feature_cache import FeatureCache
 from vlm.data.stream.order import Position
-from vlm.data.stream.pairs import Captions, FreeTexts, PairBatch, PairLoader, PairOrder, TextOrder, count_batches, refuse_accumulation
+from vlm.data.stream.pairs import Captions, FreeTexts, PairBatch, PairLoader, PairOrder, TextOrder, count_batches, refuse_uneven
 from vlm.errors import CheckpointError, ConfigError, DataFormatError
 from vlm.models import checkpoint
-from vlm.models.dual_build import build_encoder, build_heads, heads_values, native_text, resolve_dual
+from vlm.models.contrastive import unit
+from vlm.models.dual_build import build_encoder, build_heads, heads_values, native_text, resolve_dual, source_of
 from vlm.models.dual_encoder import AlignmentHeads
 from vlm.models.parameters import parameter_table
 from vlm.tracking import Shown
-from vlm.training.features import Vectors, fingerprint_of
+from vlm.training.features import Frozen, Vectors, fingerprint_of
 from vlm.training.meter import Meter
 from vlm.training.objective import Stream
 from vlm.types import World
@@ -46,11 +47,11 @@ class Measures:
 
     Attributes:
         retrieval: Metrics of unit vectors of images and captions, and the number of each caption's image.
-        overlap: Refuses validation pictures that are trained on, unless it is allowed; returns a sentence.
+        overlap: Refuses validation pictures that are trained on, unless `allow` says otherwise; what it returns is a sentence.
     """
 
     retrieval: Callable[[Tensor, Tensor, Tensor], Mapping[str, float]]
-    overlap: Callable[[Sequence[Picture], Sequence[Picture], bool], str]
+    overlap: Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,8 @@ class Contrastive:
                 f"The teacher {distill.teacher} has vectors of width {TEXT[distill.teacher].width}, the joint space has {parts.joint_width}. "
                 "Distillation needs the teacher's own space: leave the image side without a head, or distillation out."
             )
-        size = stage.global_batch_size
-        if size % world.size:
-            near = sorted({max(world.size, size // world.size * world.size), -(-size // world.size) * world.size})
-            raise ConfigError(
-                f"--stage.global-batch-size {size} cannot be cut evenly for {world.size} devices. Take {' or '.join(map(str, near))}; the batch is part of "
-                "the loss, so it is never cut into micro-batches: cached vectors need little memory, raise it rather than accumulate."
-            )
-        plan = BatchPlan(world=world.size, per_device=size // world.size, accumulation=1)
-        refuse_accumulation(plan)
-        return plan
+        refuse_uneven(stage.global_batch_size, world.size)
+        return BatchPlan(world=world.size, per_device=stage.global_batch_size // world.size, accumulation=1)
 
     def find_start(self) -> Path | None:
         """The checkpoint that `--init-from` names, with heads between the same encoders."""
@@ -125,7 +118,7 @@ class Contrastive:
     def open_data(self) -> None:
         """Open training and validation data, and refuse pictures that are in both."""
         if self.config.stage.validation:
-            said = self.measures.overlap(self.train_data.pictures, self.held_out.pictures, self.config.allow_overlap)
+            said = self.measures.overlap(self.train_data.pictures, self.held_out.pictures, allow=self.config.allow_overlap)
             if self.world.is_main:
                 log.info("validation: %s", said)
         _ = self.train_data, self.free_texts
@@ -168,21 +161,20 @@ class Contrastive:
         return self._of(self.held_out)
 
     def _images(self, pictures: Sequence[Picture]) -> FeatureCache:
-        model = self.config.model
-        source = model.image_source or str(IMAGE[model.image].source or "")
-        return self._vectors.of_pictures(model.image, source, partial(build_encoder, model, "image", dtype=self._encoder_dtype), pictures)
+        encoder = self._encoder("image", self.config.model.image, self.config.model.image_source)
+        return self._vectors.of_pictures(encoder, pictures)
 
     def _texts(self, texts: Sequence[str]) -> FeatureCache:
-        model = self.config.model
-        source = model.text_source or str(TEXT[model.text].source or "")
-        build = partial(build_encoder, model, "text", dtype=self._encoder_dtype)
-        return self._vectors.of_texts(model.text, source, build, texts, instruction=model.instruction)
+        encoder = self._encoder("text", self.config.model.text, self.config.model.text_source)
+        return self._vectors.of_texts(encoder, texts, instruction=self.config.model.instruction)
 
     def _teacher(self, texts: Sequence[str]) -> FeatureCache:
-        distill, model = self.config.stage.distill, self.config.model
-        teacher = replace(model, text=distill.teacher, text_source=distill.teacher_source, text_head=model.image_head, instruction="")
-        source = distill.teacher_source or str(TEXT[distill.teacher].source or "")
-        return self._vectors.of_texts(distill.teacher, source, partial(build_encoder, teacher, "text", dtype=self._encoder_dtype), texts)
+        distill = self.config.stage.distill
+        return self._vectors.of_texts(self._encoder("text", distill.teacher, distill.teacher_source), texts)
+
+    def _encoder(self, side: str, name: str, source: str) -> Frozen:
+        source = source_of(side, name, source)
+        return Frozen(name, source, partial(build_encoder, side, name, source, dtype=self._encoder_dtype))
 
     @property
     def _encoder_dtype(self) -> torch.dtype:
@@ -271,14 +263,14 @@ class Contrastive:
         model.eval()
         owners = vectors.data.owners
         with autocast():
-            images = model.image_head(vectors.image.rows(torch.arange(len(vectors.image))).to(device))
-            texts = model.text_head(vectors.text.rows(torch.arange(len(vectors.text))).to(device))
-        metrics = dict(self.measures.retrieval(images.float().cpu(), texts.float().cpu(), owners))
+            images = unit(model.image_head(vectors.image.rows(torch.arange(len(vectors.image))).to(device)))
+            texts = unit(model.text_head(vectors.text.rows(torch.arange(len(vectors.text))).to(device)))
         first = Captions.of(owners.numpy(), np.arange(len(owners)))
         chosen = torch.from_numpy(first.texts[first.starts[:-1]][:LARGEST_VALIDATION])
-        metrics = {"validation_loss": model.loss_of(images[owners[chosen]], texts[chosen], owners[chosen].to(device)), **metrics}
+        loss = model.loss_of(images[owners[chosen]], texts[chosen], owners[chosen].to(device))
+        recalls = self.measures.retrieval(images.cpu(), texts.cpu(), owners)
         model.train(training)
-        return metrics, []
+        return {"validation_loss": loss} | {f"validation/{name}": value for name, value in recalls.items() if not math.isnan(value)}, []
 
 
 def _texts_of(spec: str) -> list[str]:

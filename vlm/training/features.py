@@ -29,6 +29,21 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Frozen:
+    """A frozen encoder that need not be loaded yet.
+
+    Attributes:
+        name: Its name.
+        source: Where its weights come from; empty for random ones.
+        build: Makes it.
+    """
+
+    name: str
+    source: str
+    build: Callable[[], Any]
+
+
+@dataclass(frozen=True)
 class Vectors:
     """Where vectors are kept and how they are made.
 
@@ -44,13 +59,11 @@ class Vectors:
     stored: torch.dtype
     batch_size: int
 
-    def of_pictures(self, name: str, source: str, build: Callable[[], Any], pictures: Sequence[Picture]) -> FeatureCache:
+    def of_pictures(self, encoder: Frozen, pictures: Sequence[Picture]) -> FeatureCache:
         """One vector a picture.
 
         Args:
-            name: The image encoder.
-            source: Where its weights come from.
-            build: Makes it; called if any vector is missing.
+            encoder: The image encoder.
             pictures: The pictures; their files' sizes are part of what the cache is of.
 
         Raises:
@@ -58,40 +71,39 @@ class Vectors:
         """
         known = {"sizes": _digest(picture.num_bytes for picture in pictures)}
 
-        def encode_with(encoder: Any) -> Callable[[list[Path]], Tensor]:
-            return lambda files: encoder(to_pixels([load_image(file) for file in files], encoder.image_policy).to(self.world.device))
+        def encode(image: Any, files: list[Path]) -> Tensor:
+            return image(to_pixels([load_image(file) for file in files], image.image_policy).to(self.world.device))
 
-        return self._made(name, source, build, [picture.source for picture in pictures], encode_with, known)
+        return self._made(encoder, [picture.source for picture in pictures], encode, known)
 
-    def of_texts(self, name: str, source: str, build: Callable[[], Any], texts: Sequence[str], *, instruction: str = "") -> FeatureCache:
-        """One vector a text; the arguments are those of `of_pictures`."""
+    def of_texts(self, encoder: Frozen, texts: Sequence[str], *, instruction: str = "") -> FeatureCache:
+        """One vector a text.
 
-        def encode_with(encoder: Any) -> Callable[[list[str]], Tensor]:
-            return lambda some: encoder.encode(some, instruction=instruction)
+        Args:
+            encoder: The text encoder.
+            texts: The texts.
+            instruction: What it is told before each.
+        """
 
-        return self._made(name, source, build, texts, encode_with, {"instruction": instruction})
+        def encode(text: Any, some: list[str]) -> Tensor:
+            return text.encode(some, instruction=instruction)
 
-    def _made(
-        self,
-        name: str,
-        source: str,
-        build: Callable[[], Any],
-        items: Sequence[Any],
-        encode_with: Callable[[Any], Callable[[list[Any]], Tensor]],
-        known: Mapping[str, Any],
-    ) -> FeatureCache:
+        return self._made(encoder, texts, encode, {"instruction": instruction})
+
+    def _made(self, frozen: Frozen, items: Sequence[Any], encode: Callable[[Any, list[Any]], Tensor], known: Mapping[str, Any]) -> FeatureCache:
+        name, source = frozen.name, frozen.source
         facts = {"encoder": name, "from": source, "files": _files(source), "items": _digest(map(str, items)), "stored": str(self.stored), **known}
         folder = self.root / f"{name.replace(':', '-').replace('/', '-')}-{_digest([json.dumps(facts, sort_keys=True)])[:12]}"
         try:
             return FeatureCache(folder)
         except VLMError:
             log.info("%d vectors of %s are computed once, and kept in %s", len(items), name, folder)
-        encoder = build().to(self.world.device)
+        encoder = frozen.build().to(self.world.device)
         key = {**facts, **encoder.describe(), "weights": fingerprint(encoder, adapters=True)}
         shown = partial(counting, what=f"encoding by {name}")
         progress = shown if self.world.is_main else lambda batches, _: batches
         write_features(
-            folder, items, encode_with(encoder), key=key, dtype=self.stored, batch_size=self.batch_size, world=self.world, progress=progress
+            folder, items, partial(encode, encoder), key=key, dtype=self.stored, batch_size=self.batch_size, world=self.world, progress=progress
         )
         wait_for_all(self.world)
         return FeatureCache(folder)

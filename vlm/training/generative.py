@@ -26,7 +26,7 @@ from vlm.models.build import build, resolve
 from vlm.models.parameters import parameter_table
 from vlm.models.vision_language import VisionLanguageModel
 from vlm.tracking import Shown, counting
-from vlm.training.compilation import compile_blocks
+from vlm.training.compilation import compile_part
 from vlm.training.loop import count_steps
 from vlm.training.meter import Meter, make_meter
 from vlm.training.objective import Stream
@@ -120,8 +120,7 @@ class Generative:
         if unused := freeze_unused(model):
             log.info("vision: %s values lie behind the chosen layer, and stay as they are", f"{unused:,}")
         for part in config.stage.compile:
-            blocks = getattr(model, part).blocks()
-            compile_blocks(blocks[:-1] if part == "language" else blocks)
+            compile_part(model, part)
         for part in config.stage.gradient_checkpointing:
             recompute(getattr(model, part).blocks())
         return model

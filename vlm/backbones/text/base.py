@@ -1,6 +1,6 @@
 """What a text encoder is before any download (`TextSpec`), and the wrapper that gives a tower its tokenizer. Knows no single family.
 
-A tower maps token ids to vectors. Towers that were trained on texts padded to one length are wrapped here, in `HFTextEncoder`; transformers that are
+A tower maps token ids to vectors. Towers that were trained on texts padded to one length are wrapped here, in `PaddedTextEncoder`; transformers that are
 pooled are wrapped in `pooled.py`. The text tower that was trained with the vision backbone `<name>` is registered as `<name>-text`, so that a dual
 encoder finds its other half by name, and no name stands for two parts.
 """
@@ -20,10 +20,20 @@ from vlm.backbones.text.reading import Reading
 from vlm.errors import CheckpointError, ConfigError, DataFormatError, MissingPackageError
 
 
-def padded_text(spec: "TextSpec", load: Load) -> "HFTextEncoder":
-    """The encoder of a spec whose tower takes texts padded to one length."""
+def padded_text(spec: "TextSpec", load: Load) -> "PaddedTextEncoder":
+    """The encoder of a spec whose tower takes texts padded to one length, with a tokenizer of transformers.
+
+    Raises:
+        CheckpointError: If tower and tokenizer do not belong together.
+    """
     tokenizer, tower = spec.tokenizer(spec, load.source), spec.build(spec, load)
-    return HFTextEncoder(tower, tokenizer=tokenizer, width=spec.width, max_length=spec.max_length, source=load.source)
+    check_tokenizer(tokenizer, tower)
+    options = {"padding": "max_length", "padding_side": "right", "truncation": True, "max_length": spec.max_length}
+
+    def ids_of(texts: list[str]) -> Int[Tensor, "B T"]:
+        return tokenizer(texts, return_tensors="pt", **options).input_ids
+
+    return PaddedTextEncoder(tower, spec, tokenizer=tokenizer, ids_of=ids_of, known_as=tokenizer_hash(tokenizer), source=load.source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,36 +100,42 @@ class TransformersText(nn.Module):
         return tuple(self.model.get_submodule(self._layers))
 
 
-class HFTextEncoder(nn.Module):
+class PaddedTextEncoder(nn.Module):
     """A tower with its tokenizer: texts to vectors.
 
     Every text is padded to the same length, so its vector does not depend on the texts beside it.
     """
 
-    def __init__(self, tower: Any, *, tokenizer: Any, width: int, max_length: int, source: str | Path | None = None):
+    def __init__(
+        self,
+        tower: Any,
+        spec: TextSpec,
+        *,
+        tokenizer: Any,
+        ids_of: Callable[[list[str]], Int[Tensor, "B T"]],
+        known_as: str,
+        source: str | Path | None = None,
+    ):
         """Join a tower and its tokenizer.
 
         Args:
-            tower: From ids to vectors, with `blocks`, `vocab_size` and `end_token_id`.
-            tokenizer: A tokenizer of transformers.
-            width: Width of the vectors.
-            max_length: Tokens that a text is padded or cut to, its end token included.
+            tower: From ids to vectors, with `blocks`.
+            spec: Its spec.
+            tokenizer: The tokenizer.
+            ids_of: How it is called: texts to ids of `max_length` a text, the end token included.
+            known_as: What tells the tokenizer from others, for `describe`.
             source: Where the weights came from, for `describe`.
-
-        Raises:
-            CheckpointError: If tower and tokenizer do not belong together.
         """
         super().__init__()
-        check_tokenizer(tokenizer, tower)
         self.tower, self.tokenizer = tower, tokenizer
-        self.width, self.max_length = width, max_length
-        self._source = source
+        self.width, self.max_length = spec.width, spec.max_length
+        self._ids_of, self._known_as, self._source = ids_of, known_as, source
 
     def encode(self, texts: Sequence[str], *, instruction: str = "") -> Float[Tensor, "B E"]:
         """One vector a text, not normalized.
 
         Args:
-            texts: The texts; what is beyond `max_length` tokens is cut, the end token is kept.
+            texts: The texts; what is beyond `max_length` tokens is cut.
             instruction: Must be empty; part of the `TextEncoder` protocol.
 
         Raises:
@@ -136,8 +152,7 @@ class HFTextEncoder(nn.Module):
             DataFormatError: If `texts` is empty, or a single string, which would be read as one text a letter.
         """
         check_texts(texts)
-        options = {"padding": "max_length", "padding_side": "right", "truncation": True, "max_length": self.max_length}
-        return self.tokenizer(list(texts), return_tensors="pt", **options).input_ids
+        return self._ids_of(list(texts))
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B E"]:
         """Vectors of texts that are tokens already."""
@@ -150,7 +165,7 @@ class HFTextEncoder(nn.Module):
     def describe(self, *, instruction: str = "") -> dict[str, object]:
         """All that changes the vectors but the values of the weights, as a cache's key needs it; see `TextEncoder`."""
         refuse_instruction(instruction)
-        return description(self, source=self._source, tokenizer=tokenizer_hash(self.tokenizer))
+        return description(self, source=self._source, tokenizer=self._known_as)
 
 
 def build_text(spec: TextSpec, load: Load) -> Any:

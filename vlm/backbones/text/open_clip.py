@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlm.backbones.loading import REMEDY, Load, require
-from vlm.backbones.text.base import TextSpec, check_texts, description, refuse_instruction
+from vlm.backbones.text.base import PaddedTextEncoder, TextSpec
 from vlm.errors import CheckpointError, UnknownNameError
 
 
@@ -36,60 +36,6 @@ class OpenClipTower(nn.Module):
     def blocks(self) -> Sequence[nn.Module]:
         """The transformer layers."""
         return next(tuple(module) for module in self.model.modules() if isinstance(module, nn.ModuleList))
-
-
-class OpenClipText(nn.Module):
-    """An open_clip text tower with open_clip's tokenizer; texts are padded to one length."""
-
-    def __init__(self, tower: OpenClipTower, *, tokenizer: Any, spec: TextSpec, source: str | Path | None = None):
-        """Join a tower and its tokenizer.
-
-        Args:
-            tower: The tower.
-            tokenizer: A tokenizer of open_clip: texts to ids of one length.
-            spec: Its spec.
-            source: Where the weights came from, for `describe`.
-        """
-        super().__init__()
-        self.tower, self.tokenizer = tower, tokenizer
-        self.width, self.max_length = spec.width, spec.max_length
-        self._name, self._source = spec.architecture["name"], source
-
-    def encode(self, texts: Sequence[str], *, instruction: str = "") -> Float[Tensor, "B E"]:
-        """One vector a text, not normalized.
-
-        Args:
-            texts: The texts; what is beyond `max_length` tokens is cut.
-            instruction: Must be empty; part of the `TextEncoder` protocol.
-
-        Raises:
-            ConfigError: If an instruction is given: these towers were trained on bare captions.
-            DataFormatError: If `texts` is empty or a single string.
-        """
-        refuse_instruction(instruction)
-        return self(self.tokenize(texts).to(next(self.parameters()).device))
-
-    def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "B T"]:
-        """Token ids of `max_length` a text.
-
-        Raises:
-            DataFormatError: If `texts` is empty or a single string.
-        """
-        check_texts(texts)
-        return self.tokenizer(list(texts))
-
-    def forward(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B E"]:
-        """Vectors of texts that are tokens already."""
-        return self.tower(ids)
-
-    def blocks(self) -> Sequence[nn.Module]:
-        """The transformer layers."""
-        return self.tower.blocks()
-
-    def describe(self, *, instruction: str = "") -> dict[str, object]:
-        """All that changes the vectors but the values of the weights, as a cache's key needs it; see `TextEncoder`."""
-        refuse_instruction(instruction)
-        return description(self, source=self._source, tokenizer=f"open-clip:{self._name}")
 
 
 def open_clip_tower(spec: TextSpec, load: Load) -> OpenClipTower:
@@ -125,9 +71,11 @@ def open_clip_tokenizer(spec: TextSpec, source: str | Path | None) -> Any:
         raise CheckpointError(f"The tokenizer of open-clip:{name} could not be loaded ({' '.join(str(error).split())[:300]}). {REMEDY}") from error
 
 
-def open_clip_text(spec: TextSpec, load: Load) -> OpenClipText:
-    """The encoder of a spec."""
-    return OpenClipText(open_clip_tower(spec, load), tokenizer=spec.tokenizer(spec, load.source), spec=spec, source=load.source)
+def open_clip_text(spec: TextSpec, load: Load) -> PaddedTextEncoder:
+    """The encoder of a spec: open_clip's tokenizers pad to one length themselves."""
+    tower, tokenizer = open_clip_tower(spec, load), spec.tokenizer(spec, load.source)
+    known_as = f"open-clip:{spec.architecture['name']}"
+    return PaddedTextEncoder(tower, spec, tokenizer=tokenizer, ids_of=tokenizer, known_as=known_as, source=load.source)
 
 
 def open_clip_spec(name: str) -> TextSpec:

@@ -300,7 +300,7 @@ class TextLoader:
     pin_memory: bool = False
 
     def __post_init__(self) -> None:
-        _refuse_uneven(self.texts.order.batch, self.world)
+        refuse_uneven(self.texts.order.batch, self.world)
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -346,7 +346,7 @@ class PairLoader:
 
     def __post_init__(self) -> None:
         for order in (self.order, *([] if self.texts is None else [self.texts.order])):
-            _refuse_uneven(order.batch, self.world)
+            refuse_uneven(order.batch, self.world)
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -387,10 +387,17 @@ def _share(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
     return rows[rank * size : (rank + 1) * size]
 
 
-def _refuse_uneven(batch: int, world: int) -> None:
+def refuse_uneven(batch: int, world: int) -> None:
+    """Make sure that ranks can share a global batch.
+
+    Raises:
+        ConfigError: If it cannot be cut evenly; the nearest sizes that can are named.
+    """
     if batch % world:
+        near = sorted({max(world, batch // world * world), -(-batch // world) * world})
         raise ConfigError(
-            f"A global batch of {batch:,} cannot be cut evenly for {world} devices. Take {batch // world * world:,} or {-(-batch // world) * world:,}."
+            f"A global batch of {batch:,} cannot be cut evenly for {world} devices. Take {' or '.join(f'{size:,}' for size in near)}. "
+            "--stage.global-batch-size is part of the loss and never cut into micro-batches: cached vectors need little memory, raise it rather than accumulate."
         )
 
 
