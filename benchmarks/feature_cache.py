@@ -13,8 +13,9 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,39 +73,28 @@ def alternatives(cache: FeatureCache) -> dict[str, Gather]:
         ends = torch.bucketize(torch.arange(len(tensors) + 1) * per_shard, rows).tolist()
         return rows % per_shard, order, [(i, slice(ends[i], ends[i + 1])) for i in range(len(tensors)) if ends[i] < ends[i + 1]]
 
-    def torch_and_inverse(indices: Tensor) -> Tensor:
+    def by_torch(indices: Tensor) -> Tensor:
         rows, order, parts = sorted_parts(indices)
         found = torch.empty(len(rows), width, dtype=torch.float16)
         for i, part in parts:
             torch.index_select(tensors[i], 0, rows[part], out=found[part])
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(len(order))
-        return found.index_select(0, inverse)
+        return put_back(found, order)
 
-    def numpy_take_and_inverse(indices: Tensor) -> Tensor:
+    def by_numpy_take(indices: Tensor) -> Tensor:
         rows, order, parts = sorted_parts(indices)
         found = np.empty((len(rows), width), np.float16)
         for i, part in parts:
             np.take(arrays[i], rows[part].numpy(), axis=0, out=found[part], mode="clip")
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(len(order))
-        return torch.from_numpy(found).index_select(0, inverse)
+        return put_back(torch.from_numpy(found), order)
 
-    def numpy_scatter(indices: Tensor) -> Tensor:
-        rows, order, parts = sorted_parts(indices)
-        found = np.empty((len(rows), width), np.float16)
-        for i, part in parts:
-            found[order[part].numpy()] = arrays[i][rows[part].numpy()]
-        return torch.from_numpy(found)
-
-    def numpy_scatter_threads(indices: Tensor) -> Tensor:
+    def by_numpy_scattered(indices: Tensor, each: Callable[..., Iterable[None]]) -> Tensor:
         rows, order, parts = sorted_parts(indices)
         found = np.empty((len(rows), width), np.float16)
 
         def one(at: tuple[int, slice]) -> None:
             found[order[at[1]].numpy()] = arrays[at[0]][rows[at[1]].numpy()]
 
-        list(pool.map(one, parts))
+        list(each(one, parts))
         return torch.from_numpy(found)
 
     def one_by_one(indices: Tensor) -> Tensor:
@@ -113,20 +103,25 @@ def alternatives(cache: FeatureCache) -> dict[str, Gather]:
     return {
         "one table, sorted first, put back": lambda indices: sorted_first(cache, indices),
         "one table, NumPy take": lambda indices: torch.from_numpy(np.take(cache._table.numpy(), indices.numpy(), axis=0)),
-        "by shard, sorted, torch, put back": torch_and_inverse,
-        "by shard, sorted, NumPy take, put back": numpy_take_and_inverse,
-        "by shard, sorted, NumPy, scattered": numpy_scatter,
-        "by shard, sorted, NumPy threads, scattered": numpy_scatter_threads,
+        "by shard, sorted, torch, put back": by_torch,
+        "by shard, sorted, NumPy take, put back": by_numpy_take,
+        "by shard, sorted, NumPy, scattered": partial(by_numpy_scattered, each=map),
+        "by shard, sorted, NumPy threads, scattered": partial(by_numpy_scattered, each=pool.map),
         "row by row, stacked": one_by_one,
     }
+
+
+def put_back(found: Tensor, order: Tensor) -> Tensor:
+    """Sorted rows in the order that was asked for."""
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order))
+    return found.index_select(0, inverse)
 
 
 def sorted_first(cache: FeatureCache, indices: Tensor) -> Tensor:
     """Through sorted numbers, in which a disk would be read forwards."""
     rows, order = indices.sort()
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order))
-    return cache.rows(rows).index_select(0, inverse)
+    return put_back(cache.rows(rows), order)
 
 
 # The measurements
