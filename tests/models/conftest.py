@@ -6,22 +6,42 @@ import pytest
 import torch
 from PIL import Image
 
+from vlm.backbones.language.tiny import SPECS
 from vlm.conf.schema import LoRAConfig, LoRATowers, VisionLanguageConfig
 from vlm.data.chat import encode_chat
 from vlm.data.stream.collate import collate_singly
 from vlm.data.stream.examples import Example
 from vlm.messages import Message
 from vlm.models.build import build
+from vlm.models.generate import Prompt, ask
 from vlm.models.vision_language import VisionLanguageModel
 from vlm.types import ChatBatch
 
-FAMILIES = ["tiny-llama", "tiny-mistral", "tiny-phi", "tiny-phi3", "tiny-qwen2", "tiny-qwen3"]
+FAMILIES = sorted(SPECS)
+# SmolLM2 and Llama 3 are Llama's architecture with templates of their own
+TEMPLATED = [*({"language": name} for name in FAMILIES), *({"language": "tiny-llama", "template": name} for name in ("smollm2", "llama-3"))]
 
 
 @pytest.fixture(params=FAMILIES)
 def language(request: pytest.FixtureRequest) -> str:
     """Every tiny language family in turn."""
     return request.param
+
+
+@pytest.fixture(params=TEMPLATED, ids=lambda family: "-".join(family.values()))
+def family(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Every language family in turn, those that differ by the template alone among them; `compose(**family)`."""
+    return request.param
+
+
+@pytest.fixture
+def prompts(picture) -> list[Prompt]:
+    """No picture, one, and two; of different length."""
+    return [
+        ask([], "Is there a red square?"),
+        ask([picture(1)], "What color is the circle? What shape is in the picture?"),
+        ask([picture(2), picture(3)], "Is <image> or <image> gray?"),
+    ]
 
 
 def config_of(

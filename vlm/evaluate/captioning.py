@@ -9,7 +9,7 @@ from vlm.data.sample import Sample
 from vlm.errors import DataFormatError
 from vlm.evaluate.validation import evaluating, first_question
 from vlm.evaluate.vqa import truth_of
-from vlm.models.generate import answer_log_probs
+from vlm.models.score import answer_log_probs
 from vlm.models.vision_language import VisionLanguageModel
 
 

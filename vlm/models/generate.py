@@ -4,7 +4,7 @@ Knows the model and the data encoding; not where either came from, nor who asks.
 """
 
 import logging
-import math
+import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from vlm.data.chat import encode_chat
 from vlm.data.image import to_tiles
-from vlm.distributed.shard import is_sharded
 from vlm.errors import ConfigError, DataFormatError
 from vlm.messages import IMAGE_PLACEHOLDER, ChatTemplate, Message, count_placeholders
-from vlm.models.answer_tree import AnswerTree, node_states
+from vlm.models.answer_text import EndsWithStop, cut, decode, pieces_of, until_stop
+from vlm.models.sampling import GREEDY, Sampling, settings
 from vlm.models.splice import splice
 from vlm.models.vision_language import VisionLanguageModel
 
@@ -36,30 +36,19 @@ class Prompt:
     images: tuple[Image.Image, ...] = ()
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are drawn.
+# A prompt as callers write it: a question, pictures and a question, or a whole conversation.
+PromptLike = Prompt | str | tuple[Sequence[Image.Image], str]
 
-    Attributes:
-        max_new_tokens: Longest answer, in tokens, at least 1.
-        temperature: 0 for the most likely token each time; else the softmax temperature, positive.
-        top_p: Share of the probability mass that is drawn from, above 0, to 1.
+
+def as_prompt(prompt: PromptLike) -> Prompt:
+    """The conversation that a question, a pair of pictures and a question, or a prompt stands for.
+
+    Raises:
+        DataFormatError: If placeholders and pictures disagree.
     """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; an answer has at least 1 token.")
-        if not 0 <= self.temperature < math.inf:
-            raise ConfigError(f"temperature is {self.temperature}; it must be finite and at least 0, and 0 takes the most likely token each time.")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
-
-
-GREEDY = Sampling()
+    if isinstance(prompt, Prompt):
+        return prompt
+    return ask([], prompt) if isinstance(prompt, str) else ask(*prompt)
 
 
 def ask(images: Sequence[Image.Image], text: str, *, history: Sequence[Message] = (), earlier_images: Sequence[Image.Image] = ()) -> Prompt:
@@ -80,51 +69,69 @@ def ask(images: Sequence[Image.Image], text: str, *, history: Sequence[Message] 
 
 @torch.inference_mode()
 def generate(model: VisionLanguageModel, prompts: Sequence[Prompt], sampling: Sampling = GREEDY) -> list[str]:
-    """Answers to a batch of prompts.
+    """Answers to a batch of prompts, each the one that the prompt would get alone.
 
     Raises:
         DataFormatError: If placeholders and pictures disagree, a prompt has no tokens, or it and its answer could exceed the context.
     """
+    if not prompts:
+        return []
     _warn_without_question(model.template)
     embeds, mask = left_padded(embed_prompts(model, prompts, sampling.max_new_tokens))
-    ids = model.language.generate(embeds, mask, **settings(model, sampling))
-    texts = model.language.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return [trim(text, model) for text in texts]
+    ids = model.language.generate(embeds, mask, stopping_criteria=_criteria(model, sampling), **settings(model, sampling, len(prompts)))
+    return [trim(decode(model.language.tokenizer, row), model, sampling) for row in ids.tolist()]
 
 
 def stream(model: VisionLanguageModel, prompt: Prompt, sampling: Sampling = GREEDY) -> Iterator[str]:
-    """The answer to one prompt, piece by piece as it is generated.
+    """The answer to one prompt, piece by piece as it is generated; joined and stripped, it is that of `generate`.
 
     Raises:
+        ConfigError: If a beam search is asked for, which knows its first word last.
         DataFormatError: See `generate`; raised before the first piece.
     """
-    from transformers import TextIteratorStreamer
-
+    if sampling.num_beams > 1:
+        raise ConfigError(f"num_beams is {sampling.num_beams}; a beam search cannot be streamed. Set num_beams to 1, or do not stream.")
     _warn_without_question(model.template)
     with torch.inference_mode():
         embeds, mask = left_padded(embed_prompts(model, [prompt], sampling.max_new_tokens))
-    streamer = TextIteratorStreamer(model.language.tokenizer, skip_special_tokens=True)
-    left = threading.Event()
+    tokens, left = _TokenQueue(), threading.Event()
     failure: list[BaseException] = []
 
     def work() -> None:
         try:
             with torch.inference_mode():
-                model.language.generate(embeds, mask, streamer=streamer, stopping_criteria=_stop_when(left), **settings(model, sampling))
+                criteria = _criteria(model, sampling, left)
+                model.language.generate(embeds, mask, streamer=tokens, stopping_criteria=criteria, **settings(model, sampling, 1))
         except BaseException as error:  # handed to the caller's thread
             failure.append(error)
-            streamer.end()
+            tokens.end()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        for piece in streamer:
-            yield _before_stop(piece, model)  # a stop string is one token, so it never spans two pieces
+        yield from until_stop(pieces_of(tokens, model.language.tokenizer), _stops(model, sampling))
     finally:
         left.set()
         thread.join()
     if failure:
         raise failure[0]
+
+
+class _TokenQueue:
+    """What `generate` hands tokens to (a `BaseStreamer` in all but its type, which would import transformers), and another thread takes them from."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+
+    def put(self, ids: Int[Tensor, "..."]) -> None:
+        for token in ids.flatten().tolist():
+            self._queue.put(token)
+
+    def end(self) -> None:
+        self._queue.put(None)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._queue.get, None)  # type: ignore[return-value]
 
 
 @cache
@@ -134,28 +141,25 @@ def _warn_without_question(template: ChatTemplate) -> None:
         log.warning("This run's chat template %r has no place for a question: the model sees pictures alone, and describes them.", template.name)
 
 
-def _stop_when(left: threading.Event) -> Any:
-    """End generation after the token at hand once nobody listens any more."""
+def _criteria(model: VisionLanguageModel, sampling: Sampling, left: threading.Event | None = None) -> Any:
+    """What ends an answer beside its end token and its length: a stop string, and that nobody listens any more."""
     from transformers import StoppingCriteriaList
 
-    return StoppingCriteriaList([lambda ids, scores, **_: torch.full((len(ids),), left.is_set(), device=ids.device)])
+    criteria = StoppingCriteriaList()
+    if sampling.stop:
+        criteria.append(EndsWithStop(model.language.tokenizer, sampling.stop))
+    if left is not None:
+        criteria.append(lambda ids, scores, **_: torch.full((len(ids),), left.is_set(), device=ids.device))
+    return criteria
 
 
-def settings(model: VisionLanguageModel, sampling: Sampling) -> dict[str, Any]:
-    """transformers' generation arguments. Ranks that share a model stop together, because each needs the others in every forward pass."""
-    drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature > 0 else {"do_sample": False}
-    return {"max_new_tokens": sampling.max_new_tokens, "synced_gpus": is_sharded(model), **drawn}
+def _stops(model: VisionLanguageModel, sampling: Sampling) -> tuple[str, ...]:
+    return (*model.template.stop, *sampling.stop)
 
 
-def trim(text: str, model: VisionLanguageModel) -> str:
-    """An answer without the template's stop strings and outer white space."""
-    return _before_stop(text, model).strip()
-
-
-def _before_stop(text: str, model: VisionLanguageModel) -> str:
-    for stop in model.template.stop:
-        text = text.split(stop)[0]
-    return text
+def trim(text: str, model: VisionLanguageModel, sampling: Sampling = GREEDY) -> str:
+    """An answer up to the first stop string, of the template or of the user, without outer white space."""
+    return cut(text, _stops(model, sampling)).strip()
 
 
 def embed_prompts(model: VisionLanguageModel, prompts: Sequence[Prompt], room: int) -> list[Float[Tensor, "1 _ E"]]:
@@ -173,7 +177,7 @@ def embed_prompts(model: VisionLanguageModel, prompts: Sequence[Prompt], room: i
     for prompt in prompts:
         check_placeholders(prompt)
         tiled = [to_tiles(image, model.image_policy) for image in prompt.images]
-        rows.append(_encode(model, prompt.messages, [model.tokens_per_image(layout) for _, layout in tiled]))
+        rows.append(encode_prompt(model, prompt.messages, [model.tokens_per_image(layout) for _, layout in tiled]))
         if rows[-1].shape[1] == 0:
             raise DataFormatError(f"The prompt has no tokens: the chat template {model.template.name!r} has no place for text. Give a picture.")
         check_room(rows[-1].shape[1], room, model)
@@ -213,7 +217,14 @@ def check_room(length: int, room: int, model: VisionLanguageModel) -> None:
         )
 
 
-def _encode(model: VisionLanguageModel, messages: Sequence[Message], tokens_per_image: Sequence[int]) -> Int[Tensor, "1 T"]:
+def encode_prompt(model: VisionLanguageModel, messages: Sequence[Message], tokens_per_image: Sequence[int]) -> Int[Tensor, "1 T"]:
+    """Token ids of a conversation, on the model's device.
+
+    Args:
+        model: The model.
+        messages: The turns.
+        tokens_per_image: Image tokens of each picture.
+    """
     language = model.language
     encoded = encode_chat(
         messages, template=language.template, tokenizer=language.tokenizer, image_token_id=language.image_token_id, tokens_per_image=tokens_per_image
@@ -227,31 +238,3 @@ def left_padded(rows: Sequence[Float[Tensor, "1 _ E"]]) -> tuple[Float[Tensor, "
     embeds = torch.cat([torch.nn.functional.pad(row, (0, 0, longest - row.shape[1], 0)) for row in rows])
     mask = torch.stack([torch.arange(longest) >= longest - row.shape[1] for row in rows]).long()
     return embeds, mask.to(embeds.device)
-
-
-@torch.inference_mode()
-def answer_log_probs(model: VisionLanguageModel, prompts: Sequence[Prompt], answers: Sequence[str]) -> Float[Tensor, "B answers"]:
-    """Log-probability of each answer, its end token included, as the answer to each prompt; answers share the work of what they begin with alike.
-
-    Raises:
-        DataFormatError: See `generate`.
-    """
-    continued = [answer_ids(model, prompts[0], answer).tolist() for answer in answers]
-    tree = AnswerTree.of(continued)
-    embeds, mask = left_padded(embed_prompts(model, prompts, max(map(len, continued))))
-    hidden = node_states(model.language, embeds, mask, tree)
-    behind = torch.tensor([node for path in tree.paths for node in path], device=hidden.device)
-    spoken = torch.tensor([token for ids in continued for token in ids], device=hidden.device)
-    rows = []
-    for states in hidden:  # one prompt at a time: the scores of all nodes over the vocabulary are large
-        scores = model.language.logits(states).float().log_softmax(-1)
-        rows.append(torch.stack([part.sum() for part in scores[behind, spoken].split([len(ids) for ids in continued])]))
-    return torch.stack(rows)
-
-
-def answer_ids(model: VisionLanguageModel, prompt: Prompt, answer: str) -> Int[Tensor, " L"]:
-    """Token ids of an answer behind a prompt, end token included."""
-    counts = [1] * len(prompt.images)  # the answer's tokens do not depend on the number of image tokens before them
-    before = _encode(model, prompt.messages, counts)
-    after = _encode(model, (*prompt.messages, Message("assistant", answer)), counts)
-    return after[0, before.shape[1] :]

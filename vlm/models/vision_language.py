@@ -111,24 +111,75 @@ class VisionLanguageModel(nn.Module):
         return in_chunks(loss, rows, targets, sources, vocabulary=self.language.num_logits)
 
     def chat(
-        self, images: Sequence[Image.Image], text: str, *, history: Sequence[Message] = (), stream: bool = False, **sampling: Any
+        self,
+        images: Sequence[Image.Image],
+        text: str,
+        *,
+        history: Sequence[Message] = (),
+        earlier_images: Sequence[Image.Image] = (),
+        stream: bool = False,
+        **sampling: Any,
     ) -> str | Iterator[str]:
-        """Answer a question about pictures.
+        """Answer a question about pictures; `vlm.infer.chat.Conversation` keeps history and pictures by itself.
 
         Args:
             images: Pictures of this question; several or none are fine.
             text: The question; `<image>` marks where a picture goes, without it the pictures come first.
-            history: Earlier turns, text alone.
+            history: Earlier turns.
+            earlier_images: Their pictures, in the order of their placeholders.
             stream: True to get the answer piece by piece.
-            sampling: Fields of `vlm.models.generate.Sampling`.
+            sampling: Fields of `vlm.models.sampling.Sampling`.
 
         Raises:
+            ConfigError: If sampling settings are out of range.
             DataFormatError: If placeholders and pictures disagree, or the context is too short.
         """
         from vlm.models import generate
 
-        prompt, drawn = generate.ask(images, text, history=history), generate.Sampling(**sampling)
+        prompt = generate.ask(images, text, history=history, earlier_images=earlier_images)
+        drawn = generate.Sampling(**sampling)
         return generate.stream(self, prompt, drawn) if stream else generate.generate(self, [prompt], drawn)[0]
+
+    def generate_batch(self, prompts: Sequence[Any], **sampling: Any) -> list[str]:
+        """Answer several prompts in one batch, each as it would be answered alone.
+
+        Args:
+            prompts: Questions without a picture, pairs `(pictures, question)`, or conversations (`vlm.models.generate.Prompt`); mixed at will.
+            sampling: Fields of `vlm.models.sampling.Sampling`.
+
+        Raises:
+            ConfigError, DataFormatError: See `chat`.
+        """
+        from vlm.models import generate
+
+        return generate.generate(self, [generate.as_prompt(prompt) for prompt in prompts], generate.Sampling(**sampling))
+
+    def score(self, prompt: Any, answers: Sequence[str]) -> list[Any]:
+        """Log-probabilities of given answers (yes and no, letters, captions), each as a whole and by token: `vlm.models.score.AnswerScore`.
+
+        Args:
+            prompt: A question, a pair `(pictures, question)`, or a conversation; see `generate_batch`.
+            answers: The answers; what several begin with alike is computed once.
+
+        Raises:
+            DataFormatError: If there is no answer, or see `chat`.
+        """
+        from vlm.models import generate, score
+
+        return score.score(self, generate.as_prompt(prompt), answers)
+
+    def check_image_use(self, question: str = "Describe the image.") -> Any:
+        """Whether pictures reach the answer, by a black and a white one: a `vlm.models.image_use.ImageUse`.
+
+        Args:
+            question: What is asked about them.
+
+        Raises:
+            CheckpointError: If the two lead to the same scores: pictures get lost on their way.
+        """
+        from vlm.models.image_use import image_use
+
+        return image_use(self, question)
 
     def train(self, mode: bool = True) -> "VisionLanguageModel":
         """Training mode for the parts that are trained; frozen parts stay in evaluation mode."""
