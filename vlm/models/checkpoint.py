@@ -25,6 +25,7 @@ from vlm.distributed.launch import choose_device, choose_precision
 from vlm.distributed.shard import place_of
 from vlm.errors import CheckpointError, ConfigError
 from vlm.models.build import build
+from vlm.models.hub import fetch_checkpoint, is_hub_id
 from vlm.models.parameters import parameter_rows
 from vlm.models.vision_language import PARTS, VisionLanguageModel
 
@@ -194,7 +195,7 @@ def open_model(
     """A trained model, ready to be asked; also `vlm.load`.
 
     Args:
-        name: A checkpoint folder, a run folder, or a unique prefix of a run's name.
+        name: A checkpoint folder, a run folder, a unique prefix of a run's name, or a hub id (`owner/name`, `owner/name@revision`).
         device: auto, cuda, mps or cpu.
         precision: fp32, bf16-mixed, bf16 or auto; see TrainConfig.precision.
         run_root: Where a prefix is looked up.
@@ -305,18 +306,21 @@ def _refuse_misfits(own: dict[str, Tensor], shapes: dict[str, Any], folder: Path
 
 
 def find_checkpoint(name: str | Path, *, run_root: Path = Path("runs")) -> Path:
-    """The checkpoint folder behind a checkpoint, a run folder, or a unique prefix of a run's name; of a run, the latest.
+    """The checkpoint folder behind a checkpoint, a run folder, a unique prefix of a run's name, or a hub id; of a run, the latest.
 
     A folder is a run's if it has `checkpoints`; the name of another one (`runs/demo`, the demo's report) is taken for a prefix.
 
     Raises:
         ConfigError: If nothing or more than one run answers to the name.
-        CheckpointError: If the run has no checkpoint yet.
+        CheckpointError: If the run has no checkpoint yet, or the hub does not give one.
     """
     path = Path(name)
     if (path / MODEL).is_file():
         return path
-    run = next((folder for folder in (path, run_root / path) if (folder / "checkpoints").is_dir()), None) or _run_by_prefix(path, run_root)
+    run = next((folder for folder in (path, run_root / path) if (folder / "checkpoints").is_dir()), None)
+    if run is None and is_hub_id(name, run_root=run_root):
+        return fetch_checkpoint(str(name), files=(MODEL, WEIGHTS))
+    run = run or _run_by_prefix(path, run_root)
     folders = (run / "checkpoints").glob("step-*")
     steps = sorted((f for f in folders if (f / MODEL).is_file() and f.suffix != ".tmp"), key=lambda f: int(f.name.removeprefix("step-")))
     if not steps:

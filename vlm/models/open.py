@@ -18,7 +18,8 @@ def open_model(name: str | Path, *, device: str = "auto", precision: str = "auto
     """A `VisionLanguageModel` or a `DualEncoder`, whichever the name stands for; also `vlm.load`.
 
     Args:
-        name: A checkpoint folder, a run folder, a unique prefix of a run's name, or a published pair (`clip-b32-224`, `open-clip:ViT-B-32:laion2b_s34b_b79k`).
+        name: A checkpoint folder, a run folder, a unique prefix of a run's name, a hub id (`owner/name`, `owner/name@revision`), or a published pair
+            (`clip-b32-224`, `open-clip:ViT-B-32:laion2b_s34b_b79k`).
         device: auto, cuda, mps or cpu.
         precision: fp32, bf16-mixed, bf16 or auto; see RunConfig.precision.
         run_root: Where a prefix is looked up.
@@ -26,7 +27,7 @@ def open_model(name: str | Path, *, device: str = "auto", precision: str = "auto
 
     Raises:
         ConfigError: If no or more than one run answers to the name, or the device does not exist.
-        CheckpointError: If weights are missing or not those that the checkpoint was trained with.
+        CheckpointError: If weights are missing or not those that the checkpoint was trained with, or the hub does not give them.
     """
     opened = _found(name, run_root)
     if isinstance(opened, Path) and isinstance(checkpoint.read_manifest(opened).config, VisionLanguageConfig):
