@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,34 @@ def load_image(path: Path, *, at_least: int | None = None) -> Image.Image:
     with _opened(path) as image:
         if at_least is not None:
             image.draft("RGB", (at_least, at_least))  # does nothing for other formats
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)  # copies nothing where it turns nothing
-        return to_rgb(image)
+        return _upright(image)
+
+
+def decode_image(content: bytes, *, name: str, max_pixels: int) -> Image.Image:
+    """The picture in the bytes of a file from elsewhere, as 8-bit RGB, upright; its size is read from its head before it is decoded.
+
+    Args:
+        content: The bytes.
+        name: What it is called in errors.
+        max_pixels: Most pixels, width times height.
+
+    Raises:
+        DataFormatError: If it is no picture, cut short or broken, or too large.
+    """
+    try:
+        with Image.open(BytesIO(content)) as image:
+            if image.width * image.height <= max_pixels:
+                return _upright(image)
+            width, height = image.size
+    except UNREADABLE as error:
+        raise DataFormatError(f"{name} cannot be read as a picture: {_reason(error)}. Give a JPEG, PNG, WebP or GIF file.") from error
+    raise DataFormatError(f"{name} has {width}x{height} pixels, and {max_pixels:,} are allowed. Give a smaller copy.")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)  # copies nothing where it turns nothing
+    return to_rgb(image)
 
 
 @contextmanager
@@ -52,11 +78,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         ) from error
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: Exception, path: Path | None = None) -> str:
     """What PIL or the system says, in one line and without the path."""
     if isinstance(error, UnidentifiedImageError):
         return "it is no picture, or its beginning is damaged"
-    said = getattr(error, "strerror", None) or str(error).replace(str(path), "the file")
+    said = getattr(error, "strerror", None) or (str(error) if path is None else str(error).replace(str(path), "the file"))
     return " ".join(said.split()).rstrip(".") or type(error).__name__
 
 
