@@ -31,7 +31,7 @@ def test_answer_of_a_run_by_a_unique_prefix_is_the_models(run, data, capsys):
 
 def test_answer_comes_piece_by_piece(run, data, monkeypatch):
     flushed = []
-    monkeypatch.setattr("vlm.commands.chat.print", lambda *words, **options: flushed.append((words, options)), raising=False)
+    monkeypatch.setattr("vlm.commands.chat_session.print", lambda *words, **options: flushed.append((words, options)), raising=False)
     assert ask(run, "What color?", "--image", data.parent / "red.png") == 0
     pieces = [words for words, options in flushed if options.get("flush")]
     assert len(pieces) > 1
@@ -69,6 +69,22 @@ def test_a_line_that_cannot_be_answered_does_not_end_the_conversation(run, data,
     assert out.out.count("> ") >= 3
 
 
+def test_commands_pictures_and_sampling_of_a_conversation(run, data, monkeypatch, capsys):
+    typed = f"{data.parent / 'red.png'}\nWhat color?\n/undo\nWhat shape?\n/history\n/quit\nnever\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    assert ask(run, "--temperature", "1", "--top-k", "5", "--seed", "3", "--stop", "zzz", "--check") == 0
+    said = capsys.readouterr()
+    assert "A white picture instead of a black one moves" in said.out
+    assert "user: What shape?" in said.out
+    assert "The last question is forgotten." in said.err
+    assert "never" not in said.out
+
+
+def test_a_setting_without_effect_is_named(run, data, caplog):
+    assert ask(run, "What color?", "--top-p", "0.9") == 0
+    assert "Nothing is drawn at temperature 0, so top_p changes nothing. Set --temperature." in caplog.text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -76,6 +92,9 @@ def test_a_line_that_cannot_be_answered_does_not_end_the_conversation(run, data,
         (["tiny", "x", "--image", "missing.png"], "There is no image file missing.png"),
         (["tiny", "<image> <image>", "--image", "DATA/red.png"], "2 <image> placeholders for 1 pictures"),
         (["tiny", "word " * 600], "the language model reads 512"),
+        (["tiny", "x", "--image", "http://127.0.0.1:1/a.png"], "which is no public address"),
+        (["tiny", "x", "--top-p", "2"], "top_p is 2.0; it must be above 0 and at most 1"),
+        (["nobody/nothing", "x"], "'nobody/nothing' is no run or folder here, and as a hub id it could not be fetched"),
         (["tiny", "x", "--device", "gpu"], "--device gpu is not one of auto, cuda, mps, cpu"),
     ],
 )

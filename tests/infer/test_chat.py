@@ -53,3 +53,44 @@ def test_a_turn_that_is_broken_off_is_forgotten(talk):
     next(pieces)
     pieces.close()
     assert talk.messages == ()
+
+
+def test_a_turn_that_is_undone_was_never_said(talk):
+    first = "".join(talk.say("What color?", [picture(1)])).strip()
+    so_far = talk.messages
+    "".join(talk.say("<image> or <image>?", [picture(2), picture(3)]))
+    assert len(talk.images) == 3
+    assert talk.undo()
+    assert (talk.messages, talk.images) == (so_far, (picture(1),))
+    assert so_far[-1] == Message("assistant", first)
+    assert talk.undo()
+    assert (talk.messages, talk.images) == ((), ())
+    assert not talk.undo()
+
+
+def test_a_conversation_that_is_reset_begins_anew(talk):
+    first = "".join(talk.say("What color?", [picture(1)]))
+    "".join(talk.say("Why?"))
+    talk.reset()
+    assert "".join(talk.say("What color?", [picture(1)])) == first
+
+
+def test_a_system_text_stands_before_every_turn_and_outlives_a_reset():
+    model = build(VisionLanguageConfig(vision="tiny-clip", language="tiny-qwen2"), precision="fp32")
+    talk = Conversation(model, sampling=SHORT, system="Be brief.")
+    system = Message("system", "Be brief.")
+    first = "".join(talk.say("What color?", [picture(1)])).strip()
+    second = "".join(talk.say("Why?")).strip()
+    messages = (system, Message("user", "<image>\nWhat color?"), Message("assistant", first), Message("user", "Why?"))
+    assert generate(model, [Prompt(messages[:2], (picture(1),))], SHORT) == [first]
+    assert generate(model, [Prompt(messages, (picture(1),))], SHORT) == [second]
+    talk.undo()
+    assert "".join(talk.say("Why?")).strip() == second
+    talk.reset()
+    assert "".join(talk.say("What color?", [picture(1)])).strip() == first
+
+
+def test_a_system_text_without_a_place_is_refused_at_once():
+    model = build(VisionLanguageConfig(vision="tiny-clip", language="tiny-phi"), precision="fp32")
+    with pytest.raises(DataFormatError, match="Chat template 'phi-2' has no place for a system message"):
+        Conversation(model, sampling=SHORT, system="Be brief.")

@@ -1,13 +1,17 @@
 """`vlm chat RUN --image cat.png "What is this?"`: ask a trained model; without a question, a conversation line by line."""
 
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from vlm.conf.cli import Positional, Repeated, parse
-from vlm.errors import VLMError
+
+if TYPE_CHECKING:
+    from vlm.models.sampling import Sampling
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -15,11 +19,13 @@ class Arguments:
     """What to ask."""
 
     run: Annotated[str, Positional]
-    """Run folder, checkpoint folder, or a unique prefix of a run's name."""
+    """Run folder, checkpoint folder, a unique prefix of a run's name, or a hub id (owner/name)."""
     question: Annotated[str, Positional] = ""
-    """The question; empty: read questions line by line."""
-    image: Annotated[tuple[Path, ...], Repeated] = ()
-    """A picture that the first question is about; once for each picture."""
+    """The question; empty: read questions line by line (/help shows the commands)."""
+    image: Annotated[tuple[str, ...], Repeated] = ()
+    """Path or URL of a picture that the first question is about; once for each picture."""
+    system: str = ""
+    """System text of the conversation, if the model's chat template has a place for one; empty: the template's own."""
     run_root: Path = Path("runs")
     """Folder of the run folders."""
     device: str = "auto"
@@ -30,6 +36,20 @@ class Arguments:
     """Longest answer, in tokens."""
     temperature: float = 0.0
     """0: the most likely token each time; else the softmax temperature."""
+    top_p: float = 1.0
+    """Share of the probability mass that is drawn from; needs a temperature."""
+    top_k: int = 0
+    """Number of the most likely tokens that are drawn from, 0 for all; needs a temperature."""
+    repetition_penalty: float = 1.0
+    """What scores of tokens that the answer has already are divided by; 1 for none."""
+    seed: int | None = None
+    """Makes draws repeatable; needs a temperature."""
+    stop: Annotated[tuple[str, ...], Repeated] = ()
+    """Text that ends an answer; once for each."""
+    check: bool = False
+    """First check that pictures reach the answer, by a black and a white one."""
+    allow_private: bool = False
+    """Also fetch pictures from addresses that are not public: this machine, the local network."""
     vision_source: str = ""
     """Folder or hub id of the vision backbone, if it is no longer where the run found it."""
     language_source: str = ""
@@ -39,38 +59,35 @@ class Arguments:
 def main(argv: Sequence[str]) -> None:
     """Load the model, then answer."""
     arguments = parse(Arguments, argv, prog="vlm chat", description="Ask a trained model about pictures.")
-    from vlm.data.image import load_image
+    from vlm.assets import cache_dir
+    from vlm.commands.chat_session import Session, input_history, lines, show
+    from vlm.data.remote import FetchRules, open_picture
     from vlm.infer.chat import Conversation
     from vlm.models.checkpoint import open_model
-    from vlm.models.generate import Sampling
 
-    images = [load_image(path) for path in arguments.image]
-    sampling = Sampling(max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature)
+    rules = FetchRules(allow_private=arguments.allow_private)
+    pictures = [open_picture(name, rules) for name in arguments.image]
+    sampling = _sampling(arguments)
     sources = {name: getattr(arguments, name) for name in ("vision_source", "language_source") if getattr(arguments, name)}
     model = open_model(arguments.run, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root, **sources)
-    conversation = Conversation(model, sampling=sampling)
+    conversation = Conversation(model, sampling=sampling, system=arguments.system)
+    if arguments.check:
+        print(model.check_image_use())
     if arguments.question:
-        _print(conversation.say(arguments.question, images))
+        show(conversation.say(arguments.question, pictures))
         return
-    for line in _lines():
-        try:
-            _print(conversation.say(line, images))
-            images = []
-        except VLMError as error:  # a line that cannot be answered ends neither the program nor the conversation
-            print(error, file=sys.stderr)
+    session = Session(conversation, rules=rules, pictures=pictures)
+    with input_history(cache_dir() / "chat-history"):
+        for line in lines():
+            if not session.take(line):
+                return
 
 
-def _lines() -> Iterator[str]:
-    while True:
-        print("> ", end="", flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            return
-        if line.strip():
-            yield line.strip()
+def _sampling(arguments: Arguments) -> "Sampling":
+    from vlm.models.sampling import Sampling
 
-
-def _print(pieces: Iterable[str]) -> None:
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+    names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop")
+    sampling = Sampling(**{name: getattr(arguments, name) for name in names})
+    if sampling.idle:
+        log.warning("Nothing is drawn at temperature 0, so %s changes nothing. Set --temperature.", ", ".join(sampling.idle))
+    return sampling

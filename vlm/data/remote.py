@@ -17,13 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
+from urllib.request import url2pathname
 
 from PIL import Image
 
 from vlm import __version__
-from vlm.data.image import decode_image
+from vlm.data.image import decode_image, load_image
 from vlm.errors import VLMError
 
 SCHEMES = {"http": 80, "https": 443}
@@ -66,6 +68,29 @@ class FetchRules:
 def is_url(text: str) -> bool:
     """True for what `fetch_image` takes."""
     return text.lower().startswith(("http://", "https://"))
+
+
+def open_picture(name: str, rules: FetchRules | None = None) -> Image.Image:
+    """The picture that a path, a `file:` URL or a web URL names, as 8-bit RGB, upright.
+
+    Args:
+        name: What somebody typed; `~` is their home.
+        rules: What may be fetched; None for the defaults.
+
+    Raises:
+        FetchError, DataFormatError: See `fetch_image` and `vlm.data.image.load_image`.
+    """
+    return fetch_image(name, rules) if is_url(name) else load_image(local_path(name))
+
+
+def local_path(name: str) -> Path:
+    """The path that a path or a `file:` URL stands for; `~` is the user's home."""
+    if name.lower().startswith("file://"):
+        return Path(url2pathname("/" + name[len("file://") :].partition("/")[2]))
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # `~nobody`
+        return Path(name)
 
 
 def fetch_image(url: str, rules: FetchRules | None = None) -> Image.Image:
