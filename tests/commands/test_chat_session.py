@@ -44,7 +44,7 @@ def test_pictures_in_a_line_are_part_of_the_question(session):
 
 
 def test_pictures_wait_for_the_next_question(session, capsys):
-    for line in ("cat.png", '/image "a dog.png" cat.png', "which is largest, 'a dog.png' or another?", "and now?"):
+    for line in ("cat.png", '/image "a dog.png" ./cat.png', "which is largest, 'a dog.png' or another?", "and now?"):
         assert session.take(line)
     assert asked(session) == ["<image>\n" * 3 + "which is largest, <image> or another?", "and now?"]
     assert sizes(session) == [(40, 30), (20, 10), (40, 30), (20, 10)]
@@ -81,13 +81,13 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(session, line, mess
     said = capsys.readouterr()
     assert message in said.err
     assert said.err.count("\n") == 1
-    assert (asked(session), session.pictures) == ([], [])
+    assert (asked(session), session.pictures) == ([], {})
 
 
 def test_pictures_of_a_question_that_failed_wait_for_the_next_one(session, capsys):
     session.take("cat.png " + "blue " * 1000)
     assert "the language model reads 512" in capsys.readouterr().err
-    session.take("what is this?")
+    session.take("cat.png what is this?")  # sent again with the picture, which is there once
     assert asked(session) == ["<image>\nwhat is this?"]
 
 
@@ -98,7 +98,7 @@ def test_undo_and_reset(session, capsys):
     assert asked(session) == ["<image>\nwhat is this?"]
     session.take("cat.png")
     session.take("/reset")
-    assert (asked(session), sizes(session), session.pictures) == ([], [], [])
+    assert (asked(session), sizes(session), session.pictures) == ([], [], {})
     session.take("/undo")
     assert capsys.readouterr().err.splitlines()[-3:] == [
         "1 picture (40x30); 1 for the next question",

@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     from vlm.models.checkpoint import open_model
 
     rules = FetchRules(allow_private=arguments.allow_private)
-    pictures = [open_picture(name, rules) for name in arguments.image]
+    pictures = [(name, open_picture(name, rules)) for name in arguments.image]
     sampling = _sampling(arguments)
     sources = {name: getattr(arguments, name) for name in ("vision_source", "language_source") if getattr(arguments, name)}
     model = open_model(arguments.run, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root, **sources)
@@ -74,9 +74,9 @@ def main(argv: Sequence[str]) -> None:
     if arguments.check:
         print(model.check_image_use())
     if arguments.question:
-        show(conversation.say(arguments.question, pictures))
+        show(conversation.say(arguments.question, [picture for _, picture in pictures]))
         return
-    session = Session(conversation, rules=rules, pictures=pictures)
+    session = Session(conversation, rules=rules, pictures=dict(pictures))
     with input_history(cache_dir() / "chat-history"):
         for line in lines():
             if not session.take(line):

@@ -1,7 +1,7 @@
 """What `vlm chat` does with each line: a question, pictures, or a command such as /undo. The conversation itself is `vlm.infer.chat`'s."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,16 +26,16 @@ MOST_LINES = 1000  # of the input history that are kept
 class Session:
     """A conversation in the terminal, and the pictures that wait for the next question."""
 
-    def __init__(self, conversation: Conversation, *, rules: FetchRules, pictures: Iterable[Image.Image] = ()):
+    def __init__(self, conversation: Conversation, *, rules: FetchRules, pictures: Mapping[str, Image.Image] | None = None):
         """Begin.
 
         Args:
             conversation: With the model.
             rules: What may be fetched.
-            pictures: What the first question is about.
+            pictures: What the first question is about, by name.
         """
         self.conversation, self.rules = conversation, rules
-        self.pictures = list(pictures)
+        self.pictures = dict(pictures or {})  # by name, so that a question that is sent again after Ctrl-C has its picture once
         self.commands: dict[str, Callable[[str], bool]] = {
             "/image": self._image,
             "/undo": self._undo,
@@ -73,15 +73,15 @@ class Session:
         inside = [open_picture(name, self.rules) for name in placed]
         if inside:
             text = f"{IMAGE_PLACEHOLDER}\n" * len(self.pictures) + text
-        show(self.conversation.say(text, [*self.pictures, *inside]))
-        self.pictures = []
+        show(self.conversation.say(text, [*self.pictures.values(), *inside]))
+        self.pictures = {}
 
     def _wait(self, names: Iterable[str]) -> None:
         """Have pictures ready for the next question; all or none."""
-        pictures = [open_picture(name, self.rules) for name in names]
-        self.pictures += pictures
+        pictures = {name: open_picture(name, self.rules) for name in names}
+        self.pictures |= pictures
         if pictures:
-            sizes = ", ".join(f"{picture.width}x{picture.height}" for picture in pictures)
+            sizes = ", ".join(f"{picture.width}x{picture.height}" for picture in pictures.values())
             _notice(f"{_number(pictures)} ({sizes}); {len(self.pictures)} for the next question")
 
     def _image(self, rest: str) -> bool:
@@ -96,7 +96,7 @@ class Session:
 
     def _reset(self, _: str) -> bool:
         self.conversation.reset()
-        self.pictures = []
+        self.pictures = {}
         _notice("The conversation is forgotten.")
         return True
 
@@ -160,7 +160,7 @@ def input_history(file: Path) -> Iterator[None]:
             _notice(f"The lines of this session are not kept: {error}.")
 
 
-def _number(pictures: list[Image.Image]) -> str:
+def _number(pictures: Mapping[str, Image.Image]) -> str:
     return f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''}"
 
 
