@@ -1,10 +1,14 @@
-"""`vlm evaluate zero-shot PATH --benchmark cifar10 --model NAME` and `vlm evaluate retrieval DATASET --model NAME`: contrastive models side by side."""
+"""`vlm evaluate zero-shot PATH --benchmark cifar10 --model NAME` and `vlm evaluate retrieval DATASET --model NAME`: contrastive models side by side.
+
+Every other subcommand asks models that answer: `vlm.commands.evaluate_answers`.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from vlm.commands import evaluate_answers
 from vlm.conf.cli import Positional, Repeated, parse
 from vlm.errors import ConfigError, DataFormatError, UnknownNameError, VLMError
 
@@ -97,11 +101,14 @@ def load_embedder(name: str) -> "Embedder":
 def main(argv: Sequence[str], *, load: "Callable[[str], Embedder]" = load_embedder) -> None:
     """Run one evaluation."""
     if not argv or argv[0] in ("-h", "--help"):
-        print("\n".join(["usage: vlm evaluate COMMAND [arguments]", "", *(f"  {name:10} {what}" for name, what in SUBCOMMANDS.items())]))
+        print("\n".join(["usage: vlm evaluate COMMAND DATA --model NAME [--model NAME ...] [arguments]", *_in_lines()]))
         return
     name, *rest = argv
+    if name in evaluate_answers.BENCHMARKS:
+        evaluate_answers.main(name, rest)
+        return
     if name not in SUBCOMMANDS:
-        raise UnknownNameError("command of `vlm evaluate`", name, SUBCOMMANDS)
+        raise UnknownNameError("command of `vlm evaluate`", name, SUBCOMMANDS | evaluate_answers.BENCHMARKS)
     evaluations: dict[str, tuple[type[Any], Callable[..., Any]]] = {
         "zero-shot": (ZeroShotArguments, zero_shot),
         "retrieval": (RetrievalArguments, retrieval),
@@ -111,6 +118,12 @@ def main(argv: Sequence[str], *, load: "Callable[[str], Embedder]" = load_embedd
     if not arguments.model:
         raise ConfigError("Say which model: --model NAME, once for each.")
     run(arguments, load)
+
+
+def _in_lines() -> list[str]:
+    """The subcommands, for the help."""
+    kinds = {"Models that answer:": evaluate_answers.BENCHMARKS, "Contrastive models:": SUBCOMMANDS}
+    return [line for heading, commands in kinds.items() for line in ("", heading, *(f"  {name:10} {what}" for name, what in commands.items()))]
 
 
 def zero_shot(arguments: ZeroShotArguments, load: "Callable[[str], Embedder]") -> "ZeroShot":
