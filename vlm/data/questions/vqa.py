@@ -29,7 +29,7 @@ def open_vqav2(source: Source) -> QuestionSet:
     name = WORD_OF_QUESTIONS.format(split=split)
     file = source.file([f"v2_{name}", name])
     annotations = file.with_name(file.name.replace("OpenEnded_", "").replace("_questions", "_annotations"))
-    known: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    known: dict[str, tuple[str, Mapping[str, Any]]] | None = None
     if annotations != file and annotations.is_file():
         known = {word_of(row, "question_id", where): (where, row) for where, row in rows_of(annotations, "annotations")}
     elif "test" not in file.name:
@@ -39,9 +39,9 @@ def open_vqav2(source: Source) -> QuestionSet:
     questions = []
     for where, row in rows_of(file, "questions"):
         number = word_of(row, "question_id", where)
-        if known and number not in known:
+        if known is not None and number not in known:
             raise DataFormatError(f"{where}: the question {number} has no annotation in {annotations}.")
-        answers, groups = _annotation(*known[number]) if known else ((), {})
+        answers, groups = _annotation(*known[number]) if known is not None else ((), {})
         image = _coco_picture(source, file, word_of(row, "image_id", where))
         questions.append(Question(id=number, text=word_of(row, "question", where), images=(image,), answers=answers, groups=groups))
     return QuestionSet(file.stem.removesuffix("_questions"), questions)

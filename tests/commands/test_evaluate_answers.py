@@ -1,0 +1,126 @@
+"""`vlm evaluate vqav2` and its like, with a model of colors and with a trained one."""
+
+import json
+import re
+
+import pytest
+from color_answerer import COLORS, ColorAnswerer, contender
+from PIL import Image
+
+import vlm as package
+from vlm.__main__ import main as vlm
+from vlm.commands.evaluate_answers import BENCHMARKS, main
+from vlm.data.questions import QUESTIONS
+from vlm.errors import ConfigError
+
+
+def find(name, arguments, world):
+    return contender(name, ColorAnswerer(says=(lambda image: "red") if name == "red" else ColorAnswerer().says))
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for color, rgb in COLORS.items():
+        Image.new("RGB", (8, 8), rgb).save(tmp_path / f"{color}.png")
+    path = tmp_path / "mine.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({"image": f"{color}.png", "question": "What color?", "answer": color}) for color in COLORS), encoding="utf-8"
+    )
+    return path
+
+
+def test_the_help_lists_the_registered_benchmarks(capsys):
+    assert set(BENCHMARKS) == set(QUESTIONS)
+    assert vlm(["evaluate", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "vqav2" in said and "zero-shot" in said
+
+
+def test_two_models_side_by_side_in_a_table_a_page_and_files_of_predictions(rows, capsys):
+    main("questions", ["mine.jsonl", "--model", "color", "--model", "red", "--resamples", "20"], find=find)
+    said = capsys.readouterr().out
+    assert re.search(r"color +100\.0 \(100\.0 to 100\.0\)", said) and re.search(r"red +25\.0 \(", said)
+    assert said.endswith("runs/evaluate/questions-mine/details.json\nruns/evaluate/questions-mine/report.html\n")
+    folder = rows.parent / "runs/evaluate/questions-mine"
+    predictions = [json.loads(line) for line in (folder / "red" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["score"] for row in predictions] == [1, 0, 0, 0]
+    assert predictions[1] == {
+        "id": "2",
+        "prompt": "[user] <image>\nWhat color? [assistant]",
+        "answer": "red",
+        "truth": ["green"],
+        "score": 0.0,
+        "read": "red",
+    }
+    assert not (folder / ".lock").exists() and not (folder / "red" / "submission.json").exists()
+
+
+def test_a_limit_and_a_prompt_of_ones_own_are_said(rows, capsys):
+    line = ["mine.jsonl", "--model", "color", "--limit", "2", "--prompt", r"{question}\nOne word.", "--out", "out", "--resamples", "5"]
+    main("questions", line, find=find)
+    assert "2 of 4 questions, drawn at random" in capsys.readouterr().out
+    (first, _) = (rows.parent / "out" / "color" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(first)["prompt"] == "[user] <image>\nWhat color?\nOne word. [assistant]"
+
+
+def test_a_test_split_gives_no_numbers_and_a_file_to_submit(rows, capsys):
+    (rows.parent / "test.json").write_text(
+        json.dumps([{"image": "red.png", "question": "Color?"}, {"image": "gone.png", "question": "?"}]), encoding="utf-8"
+    )
+    main("vizwiz", ["test.json", "--model", "color", "--out", "out"], find=find)
+    said = capsys.readouterr().out
+    assert "References are not published" in said and "1 of 2 questions could not be asked" in said and "first gone.png: There is no image" in said
+    assert json.loads((rows.parent / "out" / "color" / "submission.json").read_text(encoding="utf-8")) == [
+        {"image": "red.png", "answer": "red"},
+        {"image": "gone.png", "answer": ""},
+    ]
+
+
+def test_settings_that_make_no_sense_are_one_line(rows, capsys):
+    with pytest.raises(ConfigError, match="Say which model"):
+        main("questions", ["mine.jsonl"], find=find)
+    with pytest.raises(ConfigError, match="Name each model once"):
+        main("questions", ["mine.jsonl", "--model", "a", "--model", "a"], find=find)
+    with pytest.raises(ConfigError, match="--method likelihood is for multiple choice"):
+        main("questions", ["mine.jsonl", "--model", "a", "--method", "likelihood"], find=find)
+    with pytest.raises(SystemExit):
+        main("questions", ["mine.jsonl", "--model", "a", "--limit", "0"], find=find)
+    assert "--limit is at least 1; got 0" in capsys.readouterr().err
+    assert vlm(["evaluate", "questions", "mine.jsonl", "--model", "gone"]) == 2
+    assert "There is no run that begins with 'gone'" in capsys.readouterr().err
+    assert vlm(["evaluate", "vqa", "mine.jsonl"]) == 2
+    assert "Did you mean 'vqav2'" in capsys.readouterr().err
+
+
+def test_a_trained_model_is_asked_by_generation_and_by_likelihood(tiny, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = package.train(tiny("align", max_steps=1))
+    assert (
+        vlm(
+            [
+                "evaluate",
+                "questions",
+                str(data),
+                "--model",
+                str(run),
+                "--max-new-tokens",
+                "3",
+                "--resamples",
+                "5",
+                "--out",
+                "a",
+                "--precision",
+                "fp32",
+            ]
+        )
+        == 0
+    )
+    rows = [json.loads(line) for line in next((tmp_path / "a").glob("*/predictions.jsonl")).read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 8 and all("score" in row for row in rows) and "<image>\nWhat color?" in rows[0]["prompt"]
+    choices = [{"image": str(data.parent / "red.png"), "question": "Which?", "choices": ["x", "y", "z"][:n], "answer": "A"} for n in (2, 3)]
+    (tmp_path / "choices.json").write_text(json.dumps(choices), encoding="utf-8")
+    assert vlm(["evaluate", "questions", "choices.json", "--model", str(run), "--method", "likelihood", "--resamples", "5", "--out", "b"]) == 0
+    rows = [json.loads(line) for line in next((tmp_path / "b").glob("*/predictions.jsonl")).read_text(encoding="utf-8").splitlines()]
+    assert [set(row["log_probs"]) for row in rows] == [{"A", "B"}, {"A", "B", "C"}]
+    assert "accuracy" in capsys.readouterr().out
