@@ -118,6 +118,10 @@ def test_a_trained_model_is_asked_by_generation_and_by_likelihood(tiny, data, tm
     )
     rows = [json.loads(line) for line in next((tmp_path / "a").glob("*/predictions.jsonl")).read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 8 and all("score" in row for row in rows) and "<image>\nWhat color?" in rows[0]["prompt"]
+    manifest = next(run.glob("checkpoints/*/model.json"))
+    manifest.write_text(manifest.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert vlm(["evaluate", "questions", str(data), "--model", str(run), "--max-new-tokens", "3", "--out", "a", "--precision", "fp32"]) == 2
+    assert "holds predictions of another evaluation: model.json sha256 was" in capsys.readouterr().err
     choices = [{"image": str(data.parent / "red.png"), "question": "Which?", "choices": ["x", "y", "z"][:n], "answer": "A"} for n in (2, 3)]
     (tmp_path / "choices.json").write_text(json.dumps(choices), encoding="utf-8")
     assert vlm(["evaluate", "questions", "choices.json", "--model", str(run), "--method", "likelihood", "--resamples", "5", "--out", "b"]) == 0

@@ -61,7 +61,16 @@ def test_the_page_shows_the_worst_cases_with_their_pictures_the_prompt_and_what_
     text = page.read_text(encoding="utf-8")
     assert "USER: &lt;image&gt; 1 ASSISTANT:" in text and "Is it &lt;b&gt;red&lt;/b&gt; 1?" in text
     assert "1 of 4 questions could not be asked" in text and "A note." in text and "max new tokens" in text
+    assert text.count('class="bad"') == 2 and text.count('class="good"') == 4
     assert len(re.findall("data:image/", text)) == 3 and not re.search(r"(src|href)=.http", text)
+
+
+def test_captions_are_neither_right_nor_wrong(tmp_path):
+    data = QuestionSet("captions", [question(i, tmp_path / "gone.png", answers=("a dog",), groups={}, text="") for i in range(2)])
+    evaluation = measure_all(data, {"m": [Prediction(id=f"q{i}", prompt="p", answer="a cat") for i in range(2)]}, MEASURES["captions"], resamples=5)
+    _, page = write_page(tmp_path, evaluation, Wording("Describe it."), {}, notes=[])
+    text = page.read_text(encoding="utf-8")
+    assert "CIDEr" in text and 'class="bad"' not in text and 'class="good"' not in text
 
 
 def test_references_of_several_people_are_counted():

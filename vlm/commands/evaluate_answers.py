@@ -95,7 +95,7 @@ def find_contender(name: str, arguments: Arguments, world: "World") -> "Contende
     folder = find_checkpoint(name, run_root=arguments.run_root)
     read_manifest(folder)
     precision = choose_precision(arguments.precision, world.device)
-    files = {f"{file} sha256": file_sha256(folder / file) for file in (MODEL, WEIGHTS) if (folder / file).is_file()}
+    files = {f"{file} sha256": file_sha256(folder / file) for file in (MODEL, WEIGHTS) if world.is_main and (folder / file).is_file()}
 
     def open_it() -> "Answerer":
         return ModelAnswerer(open_model(folder, device=world.device.type, precision=precision, run_root=arguments.run_root))

@@ -73,12 +73,14 @@ class Evaluation:
         questions: Those that were measured: every model was asked.
         results: One for each model; without metrics where references are not published.
         unasked: Questions that some model could not be asked, and why: a picture that cannot be read, a prompt that is too long.
+        right_from: Score from which an answer counts as right; None where there is no right and wrong.
     """
 
     data: QuestionSet
     questions: Sequence[Question]
     results: Sequence[ModelResult]
     unasked: Sequence[Unreadable]
+    right_from: float | None = None
 
 
 def fingerprint_of(questions: Sequence[Question]) -> str:
@@ -274,7 +276,7 @@ def measure_all(
         raise DataFormatError(f"No question could be asked of every model; the first fault: {next(iter(faults.values()))}")
     questions = [data.questions[place] for place in kept]
     results = [_result(model, questions, [made[place] for place in kept], measure, resamples, seed) for model, made in predictions.items()]
-    return Evaluation(data, questions, results, [Unreadable(id, reason) for id, reason in faults.items()])
+    return Evaluation(data, questions, results, [Unreadable(id, reason) for id, reason in faults.items()], measure.right_from)
 
 
 def _result(model: str, questions: Sequence[Question], made: Sequence[Prediction], measure: Measure, resamples: int, seed: int) -> ModelResult:

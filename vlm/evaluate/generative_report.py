@@ -39,7 +39,6 @@ THUMBNAIL = 320  # pixels
 LISTED = 20  # questions that could not be asked; all are in details.json
 MOST_GROUPS = 60  # rows of a table of groups
 REMEDY = "Name another folder with --out."
-RIGHT = 0.5  # points from which an answer is marked as right
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def _page(evaluation: Evaluation, wording: Wording, settings: Mapping[str, Any],
         "settings": {name.replace("_", " "): value for name, value in settings.items()},
         "cases_title": "The worst answers" if measured else "Answers",
         "cases": [case_of(evaluation, place, wording) for place in worst_places(evaluation.results, len(evaluation.questions), seed=seed)],
-        "right": RIGHT,
+        "right_from": evaluation.right_from,
     }
 
 

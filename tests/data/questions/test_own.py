@@ -5,6 +5,7 @@ import json
 import pytest
 from tiny_data import data, own_cache  # noqa: F401  fixtures
 
+from vlm.data.manifest import Manifest, SplitFile
 from vlm.data.questions import QUESTIONS
 from vlm.data.questions.base import Source
 from vlm.errors import ConfigError, DataFormatError
@@ -46,6 +47,24 @@ def test_faults_are_named_with_file_and_row(tmp_path):
         opened(write(tmp_path / "a.jsonl", {"question": "?", "answer": "x"}, {"question": "?", "answer": "A", "choices": ["x"]}))
     with pytest.raises(ConfigError, match="which has no split 'val'"):
         opened(tmp_path / "a.jsonl", split="val")
+
+
+def test_ids_that_come_twice_in_published_data_get_a_number(tmp_path, own_cache):  # noqa: F811
+    row = {"id": "1", "conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Yes"}]}
+    (tmp_path / "twice.json").write_text(json.dumps([row, row, row]), encoding="utf-8")
+    assert [question.id for question in opened(tmp_path / "twice.json").questions] == ["1", "1#2", "1#3"]
+
+
+@pytest.mark.parametrize("benchmark", ["questions", "captions"])
+def test_a_prepared_dataset_is_not_measured_on_its_training_split_by_default(tmp_path, benchmark):
+    folder = tmp_path / "data" / "mine"
+    folder.mkdir(parents=True)
+    splits = {split: SplitFile(file=f"samples-{split}.parquet", rows=1, sha256="") for split in ("train", "test")}
+    for split in splits.values():
+        (folder / split.file).touch()
+    Manifest(name="mine", splits=splits, sources=[], license="", citation="", options={}, dropped={}).write(folder)
+    with pytest.raises(ConfigError, match="has the splits train, test: say which one to measure, such as --split test"):
+        QUESTIONS[benchmark].open(Source("mine", data_root=tmp_path / "data"))
 
 
 def test_of_conversations_the_first_exchange_is_asked(data):  # noqa: F811

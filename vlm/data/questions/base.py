@@ -8,6 +8,7 @@ from typing import Any
 
 from vlm.data.formats.base import fields_of, list_of, shown, text_of
 from vlm.data.formats.json_rows import load_json, read_json_rows
+from vlm.data.manifest import MANIFEST, Manifest
 from vlm.errors import ConfigError, DataFormatError, UnknownNameError
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."  # LLaVA 1.5's, docs/Evaluation.md
@@ -140,6 +141,20 @@ class QuestionSpec:
     choice: str = "{letter}. {choice}"
     open_prompt: str = ""
     aliases: tuple[str, ...] = ()
+
+
+def refuse_unnamed_split(source: Source) -> None:
+    """Make sure that a prepared dataset is not measured on what it is trained on, only because nobody said which split.
+
+    Raises:
+        ConfigError: If it has several splits and none is named.
+    """
+    folder = next((folder for folder in (source.data_root / source.data, Path(source.data)) if (folder / MANIFEST).is_file()), None)
+    if folder is None or source.split:
+        return
+    splits = list(Manifest.read(folder).splits)
+    if len(splits) > 1:
+        raise ConfigError(f"{source.data} has the splits {', '.join(splits)}: say which one to measure, such as --split {splits[-1]}.")
 
 
 def split_of(source: Source, splits: Sequence[str]) -> str:

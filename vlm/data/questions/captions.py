@@ -5,7 +5,7 @@ Read are COCO's captions_*.json (pictures in val2014/ and so on beside it), Karp
 
 from pathlib import Path
 
-from vlm.data.questions.base import Question, QuestionSet, QuestionSpec, Source
+from vlm.data.questions.base import Question, QuestionSet, QuestionSpec, Source, refuse_unnamed_split
 from vlm.errors import DataFormatError
 
 
@@ -21,6 +21,7 @@ def open_captions(source: Source) -> QuestionSet:
     own = path.is_file() and path.suffix == ".json" and path.name.startswith("captions_")
     if own:
         return _coco(path, source)
+    refuse_unnamed_split(source)
     data = open_captioned(source.data, data_root=source.data_root, split=source.split, image_root=source.images)
     references: list[list[str]] = [[] for _ in data.pictures]
     for owner, caption in zip(data.owners.tolist(), data.captions, strict=True):

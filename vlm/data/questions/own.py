@@ -5,6 +5,7 @@
 {"image": "a.jpg", "question": "Which?", "choices": ["cat", "dog"], "answer": "B"}               the letter, the option, or its number from 0
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from vlm.data.formats.base import images_of, shown
 from vlm.data.formats.json_rows import beginning_of_rows
 from vlm.data.formats.sources import JSON_SUFFIXES
-from vlm.data.questions.base import LETTER_ANSWER, Question, QuestionSet, QuestionSpec, Source, annotators_of, rows_of, word_of
+from vlm.data.questions.base import LETTER_ANSWER, Question, QuestionSet, QuestionSpec, Source, annotators_of, refuse_unnamed_split, rows_of, word_of
 from vlm.data.sample import Sample
 from vlm.errors import ConfigError, DataFormatError
 from vlm.messages import count_placeholders
@@ -84,18 +85,22 @@ def _first_exchanges(source: Source) -> list[Question]:
 
     if source.images is not None:
         raise ConfigError(f"--images is for rows that name pictures; {source.data} has its pictures' places itself.")
+    refuse_unnamed_split(source)
     name = f"{source.data}@{source.split}" if source.split else source.data
-    return [_of_sample(sample) for sample in open_dataset(name, data_root=source.data_root)]
+    seen: Counter[str] = Counter()
+    return [_of_sample(sample, seen) for sample in open_dataset(name, data_root=source.data_root)]
 
 
-def _of_sample(sample: Sample) -> Question:
+def _of_sample(sample: Sample, seen: Counter[str]) -> Question:
+    """The first exchange. Published mixes have ids that come twice: the second one gets a number."""
+    seen[sample.id] += 1
     roles = [message.role for message in sample.messages]
     start = int(roles[0] == "system")
     if roles[start : start + 2] != ["user", "assistant"]:
         raise DataFormatError(f"Sample {sample.id!r} does not begin with a question and its answer: its turns are by {', '.join(roles)}.")
     asked, answer = sample.messages[start : start + 2]
     return Question(
-        id=sample.id,
+        id=sample.id if seen[sample.id] == 1 else f"{sample.id}#{seen[sample.id]}",
         text=asked.text,
         images=sample.images[: count_placeholders([asked])],
         answers=(answer.text,),

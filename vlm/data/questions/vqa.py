@@ -146,7 +146,7 @@ def open_pope(source: Source) -> QuestionSet:
                     groups={"category": category},
                 )
             )
-    return QuestionSet(files[0].stem if len(files) == 1 else f"pope-{path.resolve().name}", questions)
+    return QuestionSet(files[0].stem if len(files) == 1 else path.resolve().name, questions)
 
 
 SPECS = {

@@ -141,6 +141,7 @@ def measure(questions: Sequence[Question], answers: Sequence[str]) -> Measured:
 SPECS = {
     "captions": Measure(
         measure=measure,
+        right_from=None,
         submission=lambda question, answer: {"image_id": int(question.id) if question.id.isdecimal() else question.id, "caption": answer},
         note="COCO's caption evaluation: CIDEr-D, BLEU-4 and ROUGE-L on Penn Treebank tokens, all times 100. CIDEr depends on all pictures that are measured "
         "together, so numbers of a part are not those of the whole.",
