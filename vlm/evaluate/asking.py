@@ -18,7 +18,8 @@ from vlm.data.questions.base import Question
 from vlm.errors import ConfigError, DataFormatError
 from vlm.evaluate.validation import evaluating
 from vlm.messages import IMAGE_PLACEHOLDER, Message
-from vlm.models.generate import Prompt, Sampling, answer_log_probs, ask, generate
+from vlm.models.generate import Prompt, Sampling, ask, generate
+from vlm.models.score import answer_log_probs
 from vlm.models.vision_language import VisionLanguageModel
 
 FIELDS = ("question", "choices")
