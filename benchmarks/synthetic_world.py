@@ -50,7 +50,7 @@ CONCEPTS, PICTURED, CLASSES = 1_200, 80, 1_000  # pictures show the first ones, 
 WIDTH, LLM_WIDTH, NUISANCE = 128, 512, 64  # joint space; the LLM's vectors, and how many of their directions say nothing of concepts
 SIDE, CONTRAST = 8, 24.0  # a picture's pixels, and what one deviation of them is, of 255
 IMAGE_NOISE, TEXT_NOISE, LLM_NOISE = 2.2, 0.9, 0.3  # lengths, where a concept has length 1
-FREQUENCY = 1.5  # of the waves; far below 1, the LLM's view would be linear, and pictures of 80 concepts would tell of all
+FREQUENCY = 1.6  # of the waves; far below 1, the LLM's view would be linear, and pictures of 80 concepts would tell of all
 OPENINGS = ("a view of", "here is", "someone left", "there stands", "we see", "close to us:", "an old picture of", "nothing but")
 POLICY = ImagePolicy(size=SIDE, resample="nearest")
 FACTS: dict[str, Any] = {"source": None, "license": "Apache-2.0", "paper": "", "num_parameters": 0}
@@ -293,12 +293,15 @@ def train(recipe: Recipe, data: Data, *, name: str, seed: int) -> Path:
     )
     model = DualEncoderConfig(name=name, image="world-image", text="world-llm-text", text_head=HEAD)
     root = data.folder
-    return vlm.train(ContrastiveConfig(model=model, stage=stage, seed=seed, run_root=root / "runs", data_root=root, device="cpu", precision="fp32"))
+    config = ContrastiveConfig(model=model, stage=stage, seed=seed, run_root=root / "runs", data_root=root, device="cpu", precision="fp32")
+    run = vlm.train(config)
+    assert run is not None  # the main process, and no dry run
+    return run
 
 
 def measure(data: Data, models: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Recall and accuracy of each model."""
-    embedders = [NamedEmbedder(name, model.encode_image, model.encode_text) for name, model in models.items()]
+    embedders: list[Any] = [NamedEmbedder(name, model.encode_image, model.encode_text) for name, model in models.items()]
     held_out, classes = open_captioned(str(data.held_out), data_root=data.folder), data.never_pictured()
     searched = evaluate_retrieval(embedders, held_out, batch_size=512, resamples=1)
     classified = evaluate_zero_shot(embedders, classes, prompts_of(classes.class_names, SINGLE_TEMPLATES), batch_size=512, resamples=1)
