@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from vlm.errors import UnknownNameError
+from vlm.errors import ConfigError, UnknownNameError
 from vlm.registry import Registry
 
 
@@ -72,3 +72,14 @@ def test_alias_of_nothing_and_alias_that_is_taken_are_refused(package, aliases, 
     (package / "two.py").write_text(f"SPECS = {{'zwei': 2}}\nALIASES = {aliases}\n")
     with pytest.raises(ValueError, match=message):
         list(Registry("parts_for_test", kind="part"))
+
+
+def test_a_script_adds_entries_of_its_own(package):
+    registry = Registry("parts_for_test", kind="part")
+    registry.add("mine", 3)
+    assert (registry["mine"], list(registry)) == (3, ["mine", "one"])
+    assert list(Registry("parts_for_test", kind="part")) == ["one"]
+    for taken in ("mine", "uno", "any:thing"):
+        with pytest.raises(ConfigError, match=f"There is a part '{taken}' already"):
+            registry.add(taken, 4)
+    assert registry["mine"] == 3

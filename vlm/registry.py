@@ -1,6 +1,7 @@
 """Names to specs: a Registry reads `SPECS` from every module of one package. Knows no kind of part and imports no torch itself.
 
-Adding a module with a `SPECS` dictionary to the package is all it takes to add its names; nothing is decorated and no table is edited.
+Adding a module with a `SPECS` dictionary to the package is all it takes to add its names; nothing is decorated and no table is edited. A script adds a part
+of its own with `Registry.add`.
 """
 
 import importlib
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from vlm.errors import UnknownNameError
+from vlm.errors import ConfigError, UnknownNameError
 
 Spec = TypeVar("Spec")
 
@@ -30,6 +31,23 @@ class Registry(Mapping[str, Spec], Generic[Spec]):
             kind: What an entry is, in the singular, for messages: "connector".
         """
         self.package, self.kind = package, kind
+
+    def add(self, name: str, spec: Spec) -> None:
+        """Add an entry for as long as this process runs: a part that a script of the user's own brings along. What calls the script again needs it again.
+
+        Args:
+            name: The name; the spec's `aliases` answer as well.
+            spec: The entry.
+
+        Raises:
+            ConfigError: If the name or an alias of the spec is taken.
+        """
+        specs, aliases, _ = self._tables
+        names = (name, *getattr(spec, "aliases", ()))
+        if taken := [key for key in names if key in self]:
+            raise ConfigError(f"There is a {self.kind} {taken[0]!r} already. Choose another name.")
+        specs[name] = spec
+        aliases.update(dict.fromkeys(names, name))
 
     @cached_property
     def _tables(self) -> tuple[dict[str, Spec], dict[str, str], dict[str, Callable[[str], Spec]]]:

@@ -150,6 +150,14 @@ def test_a_batch_that_ranks_cannot_share_is_refused_with_advice(config):
         objective_of(with_stage(config, global_batch_size=7), two).plan(two)
 
 
+def test_accumulation_is_refused_with_advice(config):
+    with pytest.raises(
+        ConfigError, match=r"per-device-batch-size 2 on 1 device\(s\) would cut --stage.global-batch-size 6 .* raise --stage.global-batch-size rather"
+    ):
+        vlm.train(with_stage(config, per_device_batch_size=2))
+    assert objective_of(with_stage(config, per_device_batch_size=6), World.single()).plan(World.single()).accumulation == 1
+
+
 def test_more_pairs_than_images_are_refused(config):
     with pytest.raises(ConfigError, match="data has 12 images"):
         vlm.train(with_stage(config, global_batch_size=16))

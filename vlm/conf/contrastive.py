@@ -124,6 +124,8 @@ class ContrastiveStage(Schedule):
     """Peak learning rates."""
     global_batch_size: int = 4_096
     """Pairs an optimizer step, over all devices; an image is in a batch once. The batch is part of the loss, so it is never cut into micro-batches."""
+    per_device_batch_size: int | None = None
+    """Pairs that one device holds at once; None, or its whole share of the global batch: less would be accumulation, which is refused."""
     distill: DistillConfig = DistillConfig()
     """Distillation from the image encoder's own text encoder."""
     cache_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
@@ -133,7 +135,7 @@ class ContrastiveStage(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, "stage", encode_batch_size=self.encode_batch_size)
+        check_at_least(1, "stage", encode_batch_size=self.encode_batch_size, per_device_batch_size=self.per_device_batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from vlm.data.benchmarks.captioned import Captioned, open_captioned
 from vlm.data.benchmarks.prompts import prompts_of, templates_of
 from vlm.data.feature_cache import FeatureCache
 from vlm.data.stream.order import Position
-from vlm.data.stream.pairs import Captions, FreeTexts, PairBatch, PairLoader, PairOrder, TextOrder, count_batches, refuse_uneven
+from vlm.data.stream.pairs import Captions, FreeTexts, PairBatch, PairLoader, PairOrder, TextOrder, count_batches, refuse_accumulation, refuse_uneven
 from vlm.errors import CheckpointError, ConfigError, DataFormatError
 from vlm.models import checkpoint
 from vlm.models.contrastive import unit
@@ -84,7 +84,8 @@ class Contrastive:
         """How batches are cut: once for each rank, never into micro-batches.
 
         Raises:
-            ConfigError: If the batch cannot be cut evenly, the encoders do not fit, or there is a setting of distillation without a teacher.
+            ConfigError: If the batch cannot be cut evenly, or is to be cut into micro-batches; if the encoders do not fit, or there is a setting of
+                distillation without a teacher.
         """
         stage, parts = self.config.stage, resolve_dual(self.config.model)
         distill = stage.distill
@@ -96,6 +97,8 @@ class Contrastive:
                 "Distillation needs the teacher's own space: leave the image side without a head, or distillation out."
             )
         refuse_uneven(stage.global_batch_size, world.size)
+        if stage.per_device_batch_size is not None:
+            refuse_accumulation(stage.global_batch_size, stage.per_device_batch_size, world.size)
         return BatchPlan(world=world.size, per_device=stage.global_batch_size // world.size, accumulation=1)
 
     def find_start(self) -> Path | None:

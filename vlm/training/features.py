@@ -20,7 +20,7 @@ from vlm.backbones.fingerprint import fingerprint
 from vlm.data.benchmarks.base import Picture
 from vlm.data.feature_cache import FeatureCache, write_features
 from vlm.data.image import load_image, to_pixels
-from vlm.distributed.collectives import wait_for_all
+from vlm.distributed.collectives import any_rank, wait_for_all
 from vlm.errors import VLMError
 from vlm.tracking import counting
 from vlm.types import World
@@ -94,10 +94,11 @@ class Vectors:
         name, source = frozen.name, frozen.source
         facts = {"encoder": name, "from": source, "files": _files(source), "items": _digest(map(str, items)), "stored": str(self.stored), **known}
         folder = self.root / f"{name.replace(':', '-').replace('/', '-')}-{_digest([json.dumps(facts, sort_keys=True)])[:12]}"
-        try:
-            return FeatureCache(folder)
-        except VLMError:
-            log.info("%d vectors of %s are computed once, and kept in %s", len(items), name, folder)
+        found = _opened(folder)
+        missing = any_rank(found is None, self.world)  # a rank that comes late may find it written already, and must go with the others all the same
+        if found is not None and not missing:
+            return found
+        log.info("%d vectors of %s are computed once, and kept in %s", len(items), name, folder)
         encoder = frozen.build().to(self.world.device)
         key = {**facts, **encoder.describe(), "weights": fingerprint(encoder, adapters=True)}
         shown = partial(counting, what=f"encoding by {name}")
@@ -112,6 +113,14 @@ class Vectors:
 def fingerprint_of(cache: FeatureCache) -> str:
     """Fingerprint of the encoder that a cache's vectors are of."""
     return str(cache.manifest.key["weights"])
+
+
+def _opened(folder: Path) -> FeatureCache | None:
+    """A finished cache; None if there is none."""
+    try:
+        return FeatureCache(folder)
+    except VLMError:
+        return None
 
 
 def _digest(values: Any) -> str:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm.conf.schema import BatchPlan
 from vlm.data.stream.order import Position
 from vlm.data.stream.pairs import (
     Captions,
@@ -15,8 +14,6 @@ from vlm.data.stream.pairs import (
     PairBatch,
     PairLoader,
     PairOrder,
-    TextBatch,
-    TextLoader,
     TextOrder,
     count_batches,
     refuse_accumulation,
@@ -104,7 +101,7 @@ def test_ranks_take_disjoint_stretches_of_the_same_batches(world: int):
     for step, batch in enumerate(whole):
         mine = [rank[step] for rank in ranks]
         assert [pair for part in mine for pair in pairs(part)] == pairs(batch)
-        assert {part.num_samples for part in mine} == {4 // world}
+        assert {part.num_labels for part in mine} == {4 // world}
         assert batch.texts is not None
         torch.testing.assert_close(torch.cat([part.texts.text for part in mine if part.texts is not None]), batch.texts.text)
         assert {part.position for part in mine} == {batch.position}
@@ -128,7 +125,7 @@ def test_a_batch_holds_the_vectors_of_its_rows():
     assert batch.teacher is not None and batch.texts is not None
     torch.testing.assert_close(batch.teacher, Table(2).rows(np.array(batch.samples)))
     torch.testing.assert_close(batch.texts.teacher, Table(2).rows(np.array(batch.texts.samples)))
-    assert (batch.num_samples, batch.num_labels, batch.texts.num_samples) == (4, 4, 2)
+    assert (len(batch.image), batch.num_labels, len(batch.texts.text)) == (4, 4, 2)
 
 
 def test_a_batch_moves_with_all_its_tensors():
@@ -141,18 +138,14 @@ def test_a_batch_moves_with_all_its_tensors():
 
 
 def test_texts_without_images_have_epochs_of_their_own():
-    made = TextLoader(FreeTexts(Table(3), Table(2), TextOrder(10, 3, 5)), num_steps=6)
-    batches = list(made)
-    assert len(made) == len(batches) == 6
+    batches = list(loader(texts=FreeTexts(Table(3), Table(2), TextOrder(10, 3, 5)), num_steps=6))
     for epoch in range(2):
-        seen = [row for batch in batches[3 * epoch : 3 * epoch + 3] for row in batch.samples]
+        seen = [row for batch in batches[3 * epoch : 3 * epoch + 3] for row in batch.texts.samples]
         assert len(set(seen)) == 9
-    assert all(isinstance(batch, TextBatch) and batch.num_labels == 3 for batch in batches)
-    assert batches[2].position == (1, 0, 0)
-    rest = TextLoader(made.texts, num_steps=2, start=Position(*batches[3].position))
-    assert [batch.samples for batch in rest] == [batch.samples for batch in batches[4:]]
-    halves = [list(TextLoader(FreeTexts(Table(3), Table(2), TextOrder(10, 4, 5)), world=2, rank=rank, num_steps=2)) for rank in range(2)]
-    assert all(len({*a.samples, *b.samples}) == 4 for a, b in zip(*halves, strict=True))
+    rest = loader(texts=FreeTexts(Table(3), Table(2), TextOrder(10, 3, 5)), num_steps=2, start=Position(*batches[3].position))
+    assert [batch.texts.samples for batch in rest] == [batch.texts.samples for batch in batches[4:]]
+    halves = [list(loader(texts=FreeTexts(Table(3), Table(2), TextOrder(10, 4, 5)), world=2, rank=rank, num_steps=2)) for rank in range(2)]
+    assert all(len({*a.texts.samples, *b.texts.samples}) == 4 for a, b in zip(*halves, strict=True))
 
 
 def test_reading_stops_where_the_user_stops():
@@ -202,6 +195,10 @@ def test_impossible_arithmetic_is_refused():
 
 
 def test_accumulation_is_refused_with_the_reason_and_a_remedy():
-    refuse_accumulation(BatchPlan(world=2, per_device=16, accumulation=1))
-    with pytest.raises(ConfigError, match=r"128 would be cut into 4 .* the batch is part of the loss.* --stage.per-device-batch-size to 64: cached"):
-        refuse_accumulation(BatchPlan(world=2, per_device=16, accumulation=4))
+    refuse_accumulation(32, 16, 2)
+    with pytest.raises(
+        ConfigError, match=r"size 16 on 2 device\(s\) would cut .*128 into micro-batches, .* part of the contrastive loss.* rather than accumulate"
+    ):
+        refuse_accumulation(128, 16, 2)
+    with pytest.raises(ConfigError, match=r"is 32 pairs, more than --stage.global-batch-size 8\. Leave it out, or raise that to 32\."):
+        refuse_accumulation(8, 16, 2)

@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vlm.conf.schema import BatchPlan
 from vlm.data.stream.order import START, Position
 from vlm.data.stream.shuffle import MULTIPLIER, Shuffle, mix
 from vlm.errors import ConfigError, DataFormatError
@@ -44,28 +43,12 @@ class TextBatch:
     Attributes:
         text: Vectors of the text encoder.
         teacher: Vectors of the same texts by the teacher.
-        position: Where the stream goes on after the step that this batch belongs to.
         samples: Number of each text.
     """
 
     text: Float[Tensor, "F E"]
     teacher: Float[Tensor, "F J"]
-    position: tuple[int, ...] = ()
     samples: tuple[int, ...] = ()
-
-    @property
-    def num_samples(self) -> int:
-        """Texts in the batch."""
-        return len(self.text)
-
-    @property
-    def num_labels(self) -> int:
-        """What the loss counts: texts."""
-        return len(self.text)
-
-    def to(self, device: torch.device | str) -> "TextBatch":
-        """The same batch on another device."""
-        return _each_tensor(self, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -98,11 +81,6 @@ class PairBatch:
     def counts(self) -> dict[str, int]:
         """What the metrics of a step are made of: pairs, and texts without images."""
         return {"pairs": len(self.image), "texts": len(self.text) + (0 if self.texts is None else len(self.texts.text)), "samples": len(self.image)}
-
-    @property
-    def num_samples(self) -> int:
-        """Pairs in the batch."""
-        return len(self.image)
 
     @property
     def num_labels(self) -> int:
@@ -251,17 +229,27 @@ def count_batches(order: PairOrder | TextOrder, epochs: float) -> int:
     return max(1, math.ceil(order.batches_per_epoch * epochs - 1e-9))
 
 
-def refuse_accumulation(plan: BatchPlan) -> None:
-    """Make sure that a step is one forward pass.
+def refuse_accumulation(batch: int, per_device: int, world: int) -> None:
+    """Make sure that what a device is to hold at once is its whole share of the global batch.
+
+    Args:
+        batch: Pairs of a global batch.
+        per_device: Pairs that a device is to hold at once.
+        world: Devices.
 
     Raises:
-        ConfigError: If a global batch is cut into several micro-batches.
+        ConfigError: If it is less, so that the batch would be cut into micro-batches, or more than there is.
     """
-    if plan.accumulation > 1:
-        whole = plan.per_device * plan.accumulation
+    together = per_device * world
+    asked = f"--stage.per-device-batch-size {per_device:,} on {world} device(s)"
+    if together < batch:
         raise ConfigError(
-            f"The global batch of {plan.world * whole:,} would be cut into {plan.accumulation} micro-batches, but the batch is part of the loss: every pair is "
-            f"compared with all others at once. Raise --stage.per-device-batch-size to {whole:,}: cached vectors need little memory."
+            f"{asked} would cut --stage.global-batch-size {batch:,} into micro-batches, but the batch is part of the contrastive loss: every pair is compared with "
+            "all others at once. Leave it out. Cached vectors need little memory: raise --stage.global-batch-size rather than accumulate."
+        )
+    if together > batch:
+        raise ConfigError(
+            f"{asked} is {together:,} pairs, more than --stage.global-batch-size {batch:,}. Leave it out, or raise that to {together:,}."
         )
 
 
@@ -277,43 +265,6 @@ class FreeTexts:
         """A rank's share of a global batch."""
         rows = share(self.order.draw(epoch, number))
         return TextBatch(self.text.rows(rows), self.teacher.rows(rows), samples=tuple(rows.tolist()))
-
-
-@dataclass(frozen=True)
-class TextLoader:
-    """Batches of one rank of texts alone, each read while the one before it is used.
-
-    Attributes:
-        texts: The texts and their order.
-        world: Ranks of the run.
-        rank: This one.
-        num_steps: Steps to yield.
-        start: Where the stream begins: `position` of the last batch that was used.
-        pin_memory: Copy batches into page-locked memory, for faster transfers to CUDA.
-    """
-
-    texts: FreeTexts
-    world: int = 1
-    rank: int = 0
-    num_steps: int = 0
-    start: Position = START
-    pin_memory: bool = False
-
-    def __post_init__(self) -> None:
-        refuse_uneven(self.texts.order.batch, self.world)
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return self.num_steps
-
-    def __iter__(self) -> Iterator[TextBatch]:
-        """Batches in order."""
-        places = _places(self.texts.order.batches_per_epoch, self.start, self.num_steps)
-        return _ahead(lambda place: self._read(*place), places, pin_memory=self.pin_memory)
-
-    def _read(self, epoch: int, number: int, position: Position) -> TextBatch:
-        batch = self.texts.batch(epoch, number, lambda rows: _share(rows, self.rank, self.world))
-        return replace(batch, position=tuple(position))
 
 
 @dataclass(frozen=True)
@@ -401,10 +352,10 @@ def refuse_uneven(batch: int, world: int) -> None:
         )
 
 
-def _ahead(read: Callable[[Any], Batch], places: Iterable[Any], *, pin_memory: bool) -> Iterator[Batch]:
+def _ahead(read: Callable[[Any], PairBatch], places: Iterable[Any], *, pin_memory: bool) -> Iterator[PairBatch]:
     """Batches in order, the next one read by a thread."""
 
-    def made(place: Any) -> Batch:
+    def made(place: Any) -> PairBatch:
         batch = read(place)
         return _each_tensor(batch, Tensor.pin_memory) if pin_memory else batch
 
