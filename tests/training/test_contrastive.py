@@ -69,7 +69,7 @@ def test_what_was_trained_is_a_small_checkpoint_that_loads_and_gives_the_vectors
     run = vlm.train(config)
     weights = load_file(next(run.glob("checkpoints/*/weights.safetensors")))
     assert {name.split(".")[0] for name in weights} == {"text_head", "scale"}
-    model = vlm.load(run, device="cpu")
+    model = vlm.load(run, device="cpu", precision="fp32")
     assert isinstance(model, DualEncoder)
     data = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))
     pictures = [Image.open(tmp_path / row["image"]).convert("RGB") for row in data]
