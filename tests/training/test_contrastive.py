@@ -15,7 +15,9 @@ from vlm.commands.pretrain import objective_of
 from vlm.conf.contrastive import ContrastiveConfig, DistillConfig
 from vlm.conf.contrastive_presets import CONTRASTIVE_PRESETS
 from vlm.data.feature_cache import FeatureCache
+from vlm.data.stream.pairs import PairBatch
 from vlm.errors import CheckpointError, ConfigError, DataFormatError
+from vlm.models.dual_build import build_heads
 from vlm.models.dual_encoder import DualEncoder
 from vlm.training import contrastive
 from vlm.types import World
@@ -177,3 +179,20 @@ def test_a_broken_picture_is_named(config, tmp_path):
     (tmp_path / "train3.png").write_bytes(b"no picture")
     with pytest.raises(DataFormatError, match=r"train3\.png cannot be read"):
         vlm.train(config)
+
+
+def test_a_teacher_leaves_a_trained_image_head_alone(config, tmp_path):
+    """Similarities to images whose head is trained as well would pull that head together: texts are then compared with texts."""
+    width = 8
+    head = replace(config.model.image_head, kind="linear")
+    model = replace(config.model, image_head=head, joint_width=width)
+    heads = build_heads(model, distill=DistillConfig(teacher="tiny-clip-text"))
+    batch = PairBatch(image=torch.randn(4, width), text=torch.randn(4, width), image_ids=torch.arange(4), teacher=torch.randn(4, width))
+    gradients = []
+    for goal in (heads.goal, replace(heads.goal, distillation=None)):
+        heads.goal = goal
+        heads.zero_grad()
+        heads(batch).sum.backward()
+        gradients.append([weight.grad.clone() for weight in heads.image_head.parameters()])
+    for distilled, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(distilled, plain)

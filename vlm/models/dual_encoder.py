@@ -74,11 +74,16 @@ class AlignmentHeads(nn.Module):
         terms = [(1.0, self._contrast(pairs))]
         options, goal = self.goal.distillation, self.goal
         if options is not None and batch.teacher is not None and goal.weight:
-            images = (pairs.all_image, pairs.all_image.detach())
+            images = (pairs.all_image, pairs.all_image.detach()) if self._images_are_the_teachers else None
             terms.append((goal.weight, distillation(texts[:num_pairs], batch.teacher, options, self.world, images=images)))
         if options is not None and free is not None and goal.texts_weight:
             terms.append((goal.texts_weight, distillation(texts[num_pairs:], free.teacher, options, self.world)))
         return weighted_sum(*terms)
+
+    @property
+    def _images_are_the_teachers(self) -> bool:
+        """True if images stay in the space where the teacher's texts belong; through a head of their own, similarities to them would train that head."""
+        return next(self.image_head.parameters(), None) is None
 
     def loss_of(self, image: Float[Tensor, "B J"], text: Float[Tensor, "B J"], image_ids: Int[Tensor, " B"]) -> float:
         """Mean contrastive loss of vectors of the joint space, on this rank alone."""
