@@ -40,7 +40,7 @@ def test_examples_are_of_the_first_variant_and_name_the_right_picture(found):
     assert {example.name for example in examples} == set(COLORS)
     for example in examples:
         assert example.place == 1
-        assert [(shown.right, shown.name) for shown in example.found][0] == (True, example.name)
+        assert next((shown.right, shown.name) for shown in example.found) == (True, example.name)
         assert sum(shown.right for shown in example.found) == 1
 
 

@@ -15,7 +15,7 @@ from vlm.commands.pretrain import objective_of
 from vlm.conf.contrastive import ContrastiveConfig, DistillConfig
 from vlm.conf.contrastive_presets import CONTRASTIVE_PRESETS
 from vlm.data.feature_cache import FeatureCache
-from vlm.data.stream.pairs import PairBatch
+from vlm.data.stream.pairs import PairBatch, TextBatch
 from vlm.errors import CheckpointError, ConfigError, DataFormatError
 from vlm.models.dual_build import build_heads
 from vlm.models.dual_encoder import DualEncoder
@@ -71,7 +71,7 @@ def test_what_was_trained_is_a_small_checkpoint_that_loads_and_gives_the_vectors
     run = vlm.train(config)
     weights = load_file(next(run.glob("checkpoints/*/weights.safetensors")))
     assert {name.split(".")[0] for name in weights} == {"text_head", "scale"}
-    model = vlm.load(run, device="cpu")
+    model = vlm.load(run, device="cpu", precision="fp32")
     assert isinstance(model, DualEncoder)
     data = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))
     pictures = [Image.open(tmp_path / row["image"]).convert("RGB") for row in data]
@@ -196,3 +196,21 @@ def test_a_teacher_leaves_a_trained_image_head_alone(config, tmp_path):
         gradients.append([weight.grad.clone() for weight in heads.image_head.parameters()])
     for distilled, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(distilled, plain)
+
+
+def test_texts_without_images_are_learned_in_bf16_too(config):
+    """Vectors are stored in fp16, which autocast on CPU refuses to join."""
+    heads = build_heads(config.model, distill=DistillConfig(teacher="tiny-clip-text"))
+    image, text, teacher = torch.randn(3, 4, 8).half()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = heads(PairBatch(image, text, torch.arange(4), teacher, TextBatch(text, teacher)))
+    assert loss.sum.isfinite() and loss.sum.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["ape-demo", "ape-demo-plain"])
+def test_presets_of_the_demo_train(name, config):
+    preset = CONTRASTIVE_PRESETS[f"{name}/align"]
+    stage = replace(preset.stage, dataset=config.stage.dataset, validation=config.stage.validation, global_batch_size=6, max_steps=2)
+    run = vlm.train(replace(preset, stage=stage, run_root=config.run_root, data_root=config.data_root, device="cpu"))
+    assert len(losses(run)) == 2
+    assert run.name == f"{name}+align+x7"

@@ -13,7 +13,7 @@ class Arguments:
     """What to list."""
 
     kind: Annotated[str, Positional] = ""
-    """vision, language, image, text, connectors, templates, datasets or presets; empty: all."""
+    """vision, language, image, text, connectors, templates, datasets or presets (of both kinds of model); empty: all."""
     json: bool = False
     """Print JSON instead of tables."""
     markdown: bool = False

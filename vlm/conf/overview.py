@@ -65,7 +65,9 @@ def contrastive_table() -> list[str]:
 
 def contrastive_rows() -> list[dict[str, str]]:
     """The contrastive presets, a row each."""
-    return [contrastive_row(name, config) for names in CONTRASTIVE_PRESETS.families.values() for name in names for config in [CONTRASTIVE_PRESETS[name]]]
+    return [
+        contrastive_row(name, config) for names in CONTRASTIVE_PRESETS.families.values() for name in names for config in [CONTRASTIVE_PRESETS[name]]
+    ]
 
 
 def contrastive_row(name: str, config: ContrastiveConfig) -> dict[str, str]:

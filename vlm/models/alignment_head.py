@@ -123,7 +123,7 @@ class AlignmentHead(nn.Module):
         self.normalize: Any = NORMALIZERS[options.normalize_input](in_width)
         self.adaptor = kind.build(Sizes(in_width, out_width, hidden, options.num_layers or kind.num_layers or 1, options.dropout))
         if options.start == "identity":
-            nn.init.eye_(self.adaptor.weight)  # of a linear head alone, whose shift starts at 0
+            nn.init.eye_(self.adaptor.get_parameter("weight"))  # of a linear head alone, whose shift starts at 0
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B J"]:
         """Vectors of the joint space; the input may be of any type, cached vectors are fp16."""

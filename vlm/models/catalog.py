@@ -91,7 +91,9 @@ def _presets() -> list[dict[str, Any]]:
         parts = {"vision": model.vision, "connector": model.connector, "language": model.language}
         return {"name": name, **parts, "dataset": config.stage.dataset, "aliases": list(PRESETS.aliases_of(name))}
 
-    contrastive = [{**contrastive_row(name, config), "aliases": list(CONTRASTIVE_PRESETS.aliases_of(name))} for name, config in CONTRASTIVE_PRESETS.items()]
+    contrastive = [
+        {**contrastive_row(name, config), "aliases": list(CONTRASTIVE_PRESETS.aliases_of(name))} for name, config in CONTRASTIVE_PRESETS.items()
+    ]
     return [*(row(name, config) for name, config in PRESETS.items()), *contrastive]
 
 
@@ -277,7 +279,7 @@ def _inspect_contrastive(name: str) -> Inspection:
     config = CONTRASTIVE_PRESETS[name]
     model, stage, parts = config.model, config.stage, resolve_dual(config.model)
     with torch.device("meta"):
-        encoders = {side: spec.build(spec, Load(source=None)) for side, spec in (("image", parts.image), ("text", parts.text))}
+        encoders = {"image": parts.image.build(parts.image, Load(source=None)), "text": parts.text.build(parts.text, Load(source=None))}
         heads = build_heads(model)
     rates = {part: rate for part, rate in vars(stage.lr).items() if rate is not None}
     trained = {part: _count(getattr(heads, part)) for part in rates}
@@ -336,7 +338,10 @@ def tree(module: nn.Module, path: str, *, depth: int = TREE_DEPTH) -> list[tuple
 def markdown(columns_left_out: frozenset[str] = frozenset({"source", "license", "answer"})) -> str:
     """The tables of README.md: what can be composed, as Markdown."""
     sections = []
-    listed = {kind: LISTERS[kind]() for kind in ("vision", "language", "image", "text", "connectors")} | {"presets": _models(), "contrastive presets": contrastive_rows()}
+    listed = {kind: LISTERS[kind]() for kind in ("vision", "language", "image", "text", "connectors")} | {
+        "presets": _models(),
+        "contrastive presets": contrastive_rows(),
+    }
     for kind, entries in listed.items():
         rows = [{column: value for column, value in row.items() if column not in columns_left_out} for row in entries]
         header = [column.replace("_", " ") for column in rows[0]]

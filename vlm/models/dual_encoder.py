@@ -68,8 +68,8 @@ class AlignmentHeads(nn.Module):
     def forward(self, batch: PairBatch) -> LossSum:
         """The contrastive loss of the pairs, and the weighted losses of distillation where the batch brings a teacher's vectors."""
         num_pairs, free = len(batch.text), batch.texts
-        # one call of the head: what is wrapped around it for several ranks expects one a step
-        texts = self.text_head(batch.text if free is None else torch.cat([batch.text, free.text]))
+        # one call of the head: what is wrapped around it for several ranks expects one a step. fp32: autocast on CPU cannot join fp16, as vectors are stored
+        texts = self.text_head(batch.text if free is None else torch.cat([batch.text.float(), free.text.float()]))
         pairs = Pairs.of(self.image_head(batch.image), texts[:num_pairs], batch.image_ids, self.world)
         terms = [(1.0, self._contrast(pairs))]
         options, goal = self.goal.distillation, self.goal
