@@ -339,8 +339,8 @@ def markdown(columns_left_out: frozenset[str] = frozenset({"source", "license", 
     """The tables of README.md: what can be composed, as Markdown."""
     sections = []
     listed = {kind: LISTERS[kind]() for kind in ("vision", "language", "image", "text", "connectors")} | {
-        "presets": _models(),
         "contrastive presets": contrastive_rows(),
+        "presets": _models(),
     }
     for kind, entries in listed.items():
         rows = [{column: value for column, value in row.items() if column not in columns_left_out} for row in entries]
