@@ -61,6 +61,7 @@ def variants(names: dict[str, str]) -> dict[str, tuple[HeadConfig, DistillConfig
 def measure(config: ContrastiveConfig) -> dict[str, float]:
     """Recalls of one run on the held-out pictures."""
     run = vlm.train(config)
+    assert run is not None  # of one process
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {name: lines[-1][f"validation/{name}"] for name in METRICS}
 
