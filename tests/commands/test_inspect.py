@@ -28,6 +28,17 @@ from vlm.models.build import build
         ("fused:tiny-clip-image+tiny-siglip-image", ["image fused:tiny", "24: "]),
         ("fused:tiny-clip+tiny-siglip", ["vision fused:tiny"]),
         ("phi-2", ["2,779,683,840", "2,048 tokens"]),
+        (
+            "ape-demo/align",
+            [
+                "preset ape-demo/align",
+                "joint width      384",
+                "image_head at 0.001 (1,277,952)",
+                "text_head at 0.001 (147,840)",
+                "teacher          all-minilm",
+            ],
+        ),
+        ("tiny-ape/align", ["teacher          none", "10,224 parameters", "image_head"]),
     ],
 )
 def test_part_or_preset_is_shown_without_weights(name, words, capsys):

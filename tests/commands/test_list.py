@@ -7,11 +7,19 @@ from vlm.__main__ import main
 from vlm.backbones.image import IMAGE
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.vision import VISION
+from vlm.conf.contrastive_presets import CONTRASTIVE_PRESETS
 from vlm.conf.presets import PRESETS
 from vlm.connectors import CONNECTORS
 from vlm.data.datasets import DATASETS
 
-KINDS = {"vision": VISION, "language": LANGUAGE, "image": IMAGE, "connectors": CONNECTORS, "datasets": DATASETS, "presets": PRESETS}
+KINDS = {
+    "vision": VISION,
+    "language": LANGUAGE,
+    "image": IMAGE,
+    "connectors": CONNECTORS,
+    "datasets": DATASETS,
+    "presets": {**PRESETS, **CONTRASTIVE_PRESETS},
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -34,6 +42,9 @@ def test_presets_are_listed_by_model_below_their_source(capsys):
     assert re.search(r"\n\nLLaVA 1.5 \(Liu et al. 2023.*\nllava-1.5-7b/\{align,finetune\}  +clip-l14-336 +mlp2x-gelu +vicuna-1.5-7b +pad ", said)
     assert re.search(r"\ntrain-1.25-epochs-7b/finetune .* 6,500 steps +connector, language\n", said)
     assert re.search(r"\nphi2-siglip-b16/\{align,finetune\} .* llava-lvis4v-lrv +1 +connector, rank-8 adapter\n", said)
+    assert re.search(
+        r"\nape-demo/align +efficientnet-lite0-128-image +all-minilm-l6-v2-text +ape of image, linear of text +twemoji +20 +all-minilm", said
+    )
     assert re.search(r"\nfull-ft-one-stage-7b/finetune .* vision, connector, language\n", said)
 
 

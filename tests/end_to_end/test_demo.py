@@ -32,9 +32,23 @@ def test_demo_reaches_its_numbers_on_held_out_pictures(demo):
     assert {"accuracy", "shuffled_images", "question_only"} <= finetune["yes_no"].keys()
 
 
+@pytest.mark.timeout(3 * MINUTES * 60)
+def test_contrastive_model_finds_pictures_under_names_that_it_never_saw(demo):
+    _, _, summary = demo
+    contrastive = summary["contrastive"]
+    assert set(contrastive) == {"dataset", "num_pictures", "chance", "distilled", "plain", "seconds"}
+    assert contrastive["num_pictures"] > 100
+    assert contrastive["seconds"] == summary["seconds"]["contrastive"]
+    for variant in ("distilled", "plain"):
+        own, chance = contrastive[variant], contrastive["chance"]
+        assert own["image_retrieval_recall@1"] >= 0.1 > 10 * chance["image_retrieval_recall@1"]
+        assert own["image_retrieval_recall@5"] >= 0.3 > 7 * chance["image_retrieval_recall@5"]
+        assert own["text_retrieval_recall@5"] >= 0.3
+
+
 def test_demo_stays_in_time_and_memory(demo):
     _, _, summary = demo
-    assert set(summary["seconds"]) == {"prepare", "align", "finetune", "evaluate", "total"}
+    assert set(summary["seconds"]) == {"prepare", "align", "finetune", "contrastive", "evaluate", "total"}
     assert summary["seconds"]["total"] < MINUTES * 60
     assert summary["peak_rss_gb"] < 4
     assert summary["seed"] == 7
@@ -46,6 +60,8 @@ def test_demo_writes_a_report_and_ends_with_a_line_that_chats(demo):
     page = (folder / "runs" / "demo" / "report.html").read_text(encoding="utf-8")
     assert "<svg" in page
     assert page.count("data:image/png;base64,") >= 16
+    assert page.count('<div class="query">') == 8 and '<figure class="hit">' in page
+    assert (folder / "runs" / "demo" / "retrieval" / "report.html").is_file()
     line = result.stdout.strip().splitlines()[-1]
     assert line.startswith("Talk to it: vlm chat ")
     words = line.removeprefix("Talk to it: vlm ").replace('"', "")

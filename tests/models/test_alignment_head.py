@@ -138,6 +138,13 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(head(x), head(x))
 
 
+def test_a_linear_head_can_start_as_the_identity():
+    x = torch.randn(3, 5)
+    assert torch.equal(AlignmentHead(5, 5, HeadOptions("linear", start="identity"))(x), x)
+    with pytest.raises(ConfigError, match="this encoder has 6, the joint space 5"):
+        AlignmentHead(6, 5, HeadOptions("linear", start="identity"))
+
+
 def test_settings_without_effect_are_refused():
     for options in ({"hidden_width": 9}, {"num_layers": 2}, {"dropout": 0.1}):
         with pytest.raises(ConfigError, match="kind 'linear' has no use for"):
@@ -146,6 +153,8 @@ def test_settings_without_effect_are_refused():
         HeadOptions("glu", num_layers=2)
     with pytest.raises(ConfigError, match="kind 'identity' has no use for normalize_input 'l2'"):
         HeadOptions("identity", normalize_input="l2")
+    with pytest.raises(ConfigError, match="kind 'ape' has no use for start 'identity'"):
+        HeadOptions("ape", start="identity")
     with pytest.raises(ConfigError, match="so statistics have no effect"):
         AlignmentHead(4, 4, HeadOptions()).standardize_with(torch.zeros(4), torch.ones(4))
 

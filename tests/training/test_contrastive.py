@@ -15,7 +15,9 @@ from vlm.commands.pretrain import objective_of
 from vlm.conf.contrastive import ContrastiveConfig, DistillConfig
 from vlm.conf.contrastive_presets import CONTRASTIVE_PRESETS
 from vlm.data.feature_cache import FeatureCache
+from vlm.data.stream.pairs import PairBatch, TextBatch
 from vlm.errors import CheckpointError, ConfigError, DataFormatError
+from vlm.models.dual_build import build_heads
 from vlm.models.dual_encoder import DualEncoder
 from vlm.training import contrastive
 from vlm.types import World
@@ -185,3 +187,38 @@ def test_a_broken_picture_is_named(config, tmp_path):
     (tmp_path / "train3.png").write_bytes(b"no picture")
     with pytest.raises(DataFormatError, match=r"train3\.png cannot be read"):
         vlm.train(config)
+
+
+def test_a_teacher_leaves_a_trained_image_head_alone(config, tmp_path):
+    """Similarities to images whose head is trained as well would pull that head together: texts are then compared with texts."""
+    width = 8
+    head = replace(config.model.image_head, kind="linear")
+    model = replace(config.model, image_head=head, joint_width=width)
+    heads = build_heads(model, distill=DistillConfig(teacher="tiny-clip-text"))
+    batch = PairBatch(image=torch.randn(4, width), text=torch.randn(4, width), image_ids=torch.arange(4), teacher=torch.randn(4, width))
+    gradients = []
+    for goal in (heads.goal, replace(heads.goal, distillation=None)):
+        heads.goal = goal
+        heads.zero_grad()
+        heads(batch).sum.backward()
+        gradients.append([weight.grad.clone() for weight in heads.image_head.parameters()])
+    for distilled, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(distilled, plain)
+
+
+def test_texts_without_images_are_learned_in_bf16_too(config):
+    """Vectors are stored in fp16, which autocast on CPU refuses to join."""
+    heads = build_heads(config.model, distill=DistillConfig(teacher="tiny-clip-text"))
+    image, text, teacher = torch.randn(3, 4, 8).half()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = heads(PairBatch(image, text, torch.arange(4), teacher, TextBatch(text, teacher)))
+    assert loss.sum.isfinite() and loss.sum.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["ape-demo", "ape-demo-plain"])
+def test_presets_of_the_demo_train(name, config):
+    preset = CONTRASTIVE_PRESETS[f"{name}/align"]
+    stage = replace(preset.stage, dataset=config.stage.dataset, validation=config.stage.validation, global_batch_size=6, max_steps=2)
+    run = vlm.train(replace(preset, stage=stage, run_root=config.run_root, data_root=config.data_root, device="cpu"))
+    assert len(losses(run)) == 2
+    assert run.name == f"{name}+align+x7"

@@ -83,8 +83,13 @@ class RetrievalArguments(Options):
     """Folder below which the pictures of a JSON file lie; None: that of the file."""
 
 
-def load_embedder(name: str) -> "Embedder":
+def load_embedder(name: str, *, device: str = "auto", precision: str = "auto") -> "Embedder":
     """A dual encoder by name or path: a run, or a published pair.
+
+    Args:
+        name: What it is called.
+        device: auto, cuda, mps or cpu.
+        precision: fp32, bf16-mixed, bf16 or auto; see RunConfig.precision.
 
     Raises:
         ConfigError: If nothing answers to the name.
@@ -93,7 +98,7 @@ def load_embedder(name: str) -> "Embedder":
     from vlm.evaluate.embedder import NamedEmbedder
     from vlm.models.open import open_dual
 
-    model = open_dual(name)
+    model = open_dual(name, device=device, precision=precision)
     embedder: Any = NamedEmbedder(name, model.encode_image, model.encode_text)
     return embedder
 

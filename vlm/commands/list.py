@@ -13,7 +13,7 @@ class Arguments:
     """What to list."""
 
     kind: Annotated[str, Positional] = ""
-    """vision, language, image, text, connectors, templates, datasets or presets; empty: all."""
+    """vision, language, image, text, connectors, templates, datasets or presets (of both kinds of model); empty: all."""
     json: bool = False
     """Print JSON instead of tables."""
     markdown: bool = False
@@ -40,10 +40,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _print_presets() -> None:
-    from vlm.conf.overview import table
+    from vlm.conf.overview import CONTRASTIVE, contrastive_table, table
 
-    header, *lines = table()
-    print("\n".join(["presets", "", header, *lines, "", "A model's last stage is shown; all of a preset: vlm inspect PRESET"]))
+    lines = ["presets", "", *table(), "", f"{CONTRASTIVE}:", "", *contrastive_table()]
+    print("\n".join([*lines, "", "Of a model with several stages the last one is shown; all of a preset: vlm inspect PRESET"]))
 
 
 PRINTERS = {"presets": _print_presets}  # kinds that have a better form than a row for each entry

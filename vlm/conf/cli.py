@@ -10,7 +10,7 @@ import tyro
 
 from vlm.conf.contrastive import ContrastiveConfig
 from vlm.conf.contrastive_presets import CONTRASTIVE_PRESETS
-from vlm.conf.overview import families, presets_in_words
+from vlm.conf.overview import CONTRASTIVE, families, presets_in_words
 from vlm.conf.presets import PRESETS
 from vlm.conf.schema import RunConfig, TrainConfig
 from vlm.conf.serialize import kind_of, read_config
@@ -80,7 +80,7 @@ def _print_preset_help(prog: str) -> None:
         for model in models:
             parts = model.configs[0].model
             print(f"  {model.name:48} {parts.vision} + {parts.connector} + {parts.language}")
-    print("\nContrastive models: heads between frozen encoders")
+    print(f"\n{CONTRASTIVE}")
     for name, config in CONTRASTIVE_PRESETS.items():
         print(f"  {name:48} {config.model.image} + {config.model.text_head.kind} + {config.model.text}")
     print(f"\nAll settings of a preset: {prog} PRESET --help")

@@ -23,6 +23,8 @@ class HeadConfig:
     """Share of the hidden values that are dropped in training, 0 to below 1."""
     normalize_input: Literal["none", "layernorm", "standardize", "l2"] = "none"
     """What is done to the encoder's vectors first; standardize uses mean and deviation of the cached vectors."""
+    start: Literal["random", "identity"] = "random"
+    """identity: a linear head between equal widths changes nothing before training, so that the encoder's own space is where it starts."""
 
     def __post_init__(self) -> None:
         check_at_least(1, "model.*-head", hidden_width=self.hidden_width, num_layers=self.num_layers)

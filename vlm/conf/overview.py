@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from itertools import groupby
 
+from vlm.conf.contrastive import ContrastiveConfig, DualEncoderConfig, HeadConfig
+from vlm.conf.contrastive_presets import CONTRASTIVE_PRESETS
 from vlm.conf.presets import PRESETS
-from vlm.conf.schema import LoRAConfig, LoRATowers, StageConfig, TrainConfig
+from vlm.conf.schema import LoRAConfig, LoRATowers, Schedule, StageConfig, TrainConfig
 
 LARGE_FAMILY = 8  # models
+CONTRASTIVE = "Contrastive models: heads between frozen encoders"
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,44 @@ def is_large(models: tuple[ModelPresets, ...]) -> bool:
 
 def table() -> list[str]:
     """Lines of a table of all models, each family under its heading."""
-    rows = [model.row() for models in families().values() for model in models]
-    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
-
-    def line(cells: dict[str, str]) -> str:
-        return "  ".join(cells[column].ljust(width) for column, width in widths.items()).rstrip()
-
-    lines = [line({column: column for column in widths})]
+    header, *lines = _aligned([model.row() for models in families().values() for model in models])
+    rows = iter(lines)
+    said = [header]
     for heading, models in families().items():
-        lines += ["", heading, *(line(model.row()) for model in models)]
-    return lines
+        said += ["", heading, *(next(rows) for _ in models)]
+    return said
+
+
+def contrastive_table() -> list[str]:
+    """Lines of a table of the contrastive presets."""
+    return _aligned(contrastive_rows())
+
+
+def contrastive_rows() -> list[dict[str, str]]:
+    """The contrastive presets, a row each."""
+    return [
+        contrastive_row(name, config) for names in CONTRASTIVE_PRESETS.families.values() for name in names for config in [CONTRASTIVE_PRESETS[name]]
+    ]
+
+
+def contrastive_row(name: str, config: ContrastiveConfig) -> dict[str, str]:
+    """A contrastive preset: encoders, heads, what they learn from."""
+    model, stage = config.model, config.stage
+    parts = {"image": model.image, "text": model.text, "heads": _heads(model)}
+    return {"name": name, **parts, "dataset": stage.dataset, "passes": _passes(stage), "teacher": stage.distill.teacher or "none"}
+
+
+def _heads(model: DualEncoderConfig) -> str:
+    """`ape of text`, or both: the sides that have one."""
+    sides: dict[str, HeadConfig] = {"image": model.image_head, "text": model.text_head}
+    return ", ".join(f"{head.kind} of {side}" for side, head in sides.items() if head.kind != "identity")
+
+
+def _aligned(rows: list[dict[str, str]]) -> list[str]:
+    """A header and a line for each row, columns below each other."""
+    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
+    cells = [{column: column for column in widths}, *rows]
+    return ["  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip() for row in cells]
 
 
 def presets_in_words() -> str:
@@ -73,7 +104,7 @@ def _models(names: tuple[str, ...]) -> tuple[ModelPresets, ...]:
     return tuple(ModelPresets(model, tuple(PRESETS[name] for name in presets)) for model, presets in grouped)
 
 
-def _passes(stage: StageConfig) -> str:
+def _passes(stage: Schedule) -> str:
     return f"{stage.epochs:g}" if stage.max_steps is None else f"{stage.max_steps:,} steps"
 
 

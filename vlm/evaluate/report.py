@@ -66,7 +66,17 @@ def data_url(path: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def write_report(path: Path, *, title: str, summary: str, tables: Sequence[Table], curves: str, answered: Sequence[Answered], chat_line: str) -> None:
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    summary: str,
+    tables: Sequence[Table],
+    curves: str,
+    answered: Sequence[Answered],
+    retrieval: Any,
+    chat_line: str,
+) -> None:
     """Write the page.
 
     Args:
@@ -76,6 +86,7 @@ def write_report(path: Path, *, title: str, summary: str, tables: Sequence[Table
         tables: Results.
         curves: What `curves_svg` gave.
         answered: Questions to show with their pictures.
+        retrieval: A `HeldOutRetrieval`: its table, and names with the pictures that they find.
         chat_line: The command that goes on from here.
     """
     import jinja2
@@ -92,7 +103,7 @@ def write_report(path: Path, *, title: str, summary: str, tables: Sequence[Table
         for item in answered
     ]
     page = jinja2.Environment(autoescape=True).from_string(template)
-    text = page.render(title=title, summary=summary, tables=tables, curves=curves, cards=cards, chat_line=chat_line)
+    text = page.render(title=title, summary=summary, tables=tables, curves=curves, cards=cards, retrieval=retrieval, chat_line=chat_line)
     building = path.with_name(path.name + ".tmp")
     building.write_text(text, encoding="utf-8")
     building.rename(path)

@@ -11,6 +11,7 @@ import torch
 
 from vlm.data.sample import Sample
 from vlm.evaluate.captioning import CaptionRanking, rank_captions
+from vlm.evaluate.held_out_retrieval import HeldOutRetrieval
 from vlm.evaluate.report import Table, curves_svg, read_metrics, write_report
 from vlm.evaluate.stopwatch import Stopwatch, peak_rss_gb, versions
 from vlm.evaluate.vqa import Answered, accuracy_by_type, answer_all, answer_blind, best_blind_answers, chance_by_type, exchange_images, truth_of
@@ -137,11 +138,14 @@ def choose_by_type(samples: Sequence[Sample], count: int, *, seed: int) -> list[
     return [sample for together in zip_longest(*chosen) for sample in together if sample is not None]
 
 
-def write(results: Results, folder: Path, *, runs: tuple[Path, Path], watch: Stopwatch, seed: int, chat_line: str) -> None:
+def write(
+    results: Results, retrieval: HeldOutRetrieval, folder: Path, *, runs: tuple[Path, Path], watch: Stopwatch, seed: int, chat_line: str
+) -> None:
     """Write `summary.json` and `report.html`.
 
     Args:
-        results: What was measured.
+        results: What was measured of both stages.
+        retrieval: What was measured of the contrastive model.
         folder: Where they go; made if it is missing.
         runs: The run folders, for their loss curves.
         watch: Seconds by phase.
@@ -149,10 +153,12 @@ def write(results: Results, folder: Path, *, runs: tuple[Path, Path], watch: Sto
         chat_line: The command that goes on from here.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    seconds = watch.rounded()
     summary = {
         "align": asdict(results.captions),
         "finetune": {kind: asdict(scores) for kind, scores in results.questions.items()},
-        "seconds": watch.rounded(),
+        "contrastive": retrieval.summary() | {"seconds": seconds["contrastive"]},
+        "seconds": seconds,
         "peak_rss_gb": round(peak_rss_gb(), 2),
         "seed": seed,
         "versions": versions(),
@@ -167,5 +173,6 @@ def write(results: Results, folder: Path, *, runs: tuple[Path, Path], watch: Sto
         tables=results.tables(),
         curves=curves_svg({run.name: read_metrics(run) for run in runs}),
         answered=results.answered[:CARDS],
+        retrieval=retrieval,
         chat_line=chat_line,
     )

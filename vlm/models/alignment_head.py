@@ -30,6 +30,7 @@ class HeadOptions:
         num_layers: Linear layers of `ape`, blocks of `residual`; None: 4.
         dropout: Share of the hidden values that are dropped in training, 0 to below 1.
         normalize_input: What is done to the encoder's vectors first. `standardize` needs `AlignmentHead.standardize_with`.
+        start: identity: a linear head between equal widths changes nothing before training.
     """
 
     kind: str = "ape"
@@ -37,6 +38,7 @@ class HeadOptions:
     num_layers: int | None = None
     dropout: float = 0.0
     normalize_input: Literal["none", "layernorm", "standardize", "l2"] = "none"
+    start: Literal["random", "identity"] = "random"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -54,6 +56,7 @@ class HeadOptions:
             "num_layers": self.num_layers is not None and kind.num_layers is None,
             "dropout": self.dropout > 0 and kind.hidden_factor is None,
             "normalize_input": self.normalize_input != "none" and self.kind == "identity",
+            "start": self.start != "random" and self.kind != "linear",
         }
         for name in (name for name, is_idle in idle.items() if is_idle):
             raise ConfigError(
@@ -101,7 +104,7 @@ class AlignmentHead(nn.Module):
             options: Kind and sizes.
 
         Raises:
-            ConfigError: If the widths differ and the head is the identity.
+            ConfigError: If the widths differ and the head is the identity, or starts as it.
         """
         super().__init__()
         if options.kind == "identity" and in_width != out_width:
@@ -109,11 +112,18 @@ class AlignmentHead(nn.Module):
                 f"A side without a head must have the joint space's width; this encoder has {in_width}, the joint space {out_width}. "
                 f"Give the side a head ('linear' is the smallest), or take the joint width {in_width}."
             )
+        if options.start == "identity" and in_width != out_width:
+            raise ConfigError(
+                f"A head that starts as the identity keeps the width; this encoder has {in_width}, the joint space {out_width}. "
+                f"Take the joint width {in_width}, or let the head start at random."
+            )
         kind = KINDS[options.kind]
         hidden = options.hidden_width or in_width * (kind.hidden_factor or 1)
         self.in_width, self.out_width, self.options = in_width, out_width, options
         self.normalize: Any = NORMALIZERS[options.normalize_input](in_width)
         self.adaptor = kind.build(Sizes(in_width, out_width, hidden, options.num_layers or kind.num_layers or 1, options.dropout))
+        if options.start == "identity":
+            nn.init.eye_(self.adaptor.get_parameter("weight"))  # of a linear head alone, whose shift starts at 0
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B J"]:
         """Vectors of the joint space; the input may be of any type, cached vectors are fp16."""

