@@ -5,8 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-MINUTES = 8
+from vlm.distributed.launch import choose_precision
+
+MINUTES = {"bf16-mixed": 8, "fp32": 13}  # by what `auto` resolves to: CPUs without bf16 instructions take twice as long to train
+TIMEOUT = 40 * 60
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
@@ -15,12 +19,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.alone]
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "vlm", "demo", "--data-root", str(folder / "data"), "--run-root", str(folder / "runs")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=3 * MINUTES * 60, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder, result, json.loads((folder / "runs" / "demo" / "summary.json").read_text())
 
 
-@pytest.mark.timeout(3 * MINUTES * 60)
+@pytest.mark.timeout(TIMEOUT)
 def test_demo_reaches_its_numbers_on_held_out_pictures(demo):
     _, _, summary = demo
     align, finetune = summary["align"], summary["finetune"]
@@ -32,7 +36,7 @@ def test_demo_reaches_its_numbers_on_held_out_pictures(demo):
     assert {"accuracy", "shuffled_images", "question_only"} <= finetune["yes_no"].keys()
 
 
-@pytest.mark.timeout(3 * MINUTES * 60)
+@pytest.mark.timeout(TIMEOUT)
 def test_contrastive_model_finds_pictures_under_names_that_it_never_saw(demo):
     _, _, summary = demo
     contrastive = summary["contrastive"]
@@ -49,7 +53,7 @@ def test_contrastive_model_finds_pictures_under_names_that_it_never_saw(demo):
 def test_demo_stays_in_time_and_memory(demo):
     _, _, summary = demo
     assert set(summary["seconds"]) == {"prepare", "align", "finetune", "contrastive", "evaluate", "total"}
-    assert summary["seconds"]["total"] < MINUTES * 60
+    assert summary["seconds"]["total"] < 60 * MINUTES[choose_precision("auto", torch.device("cpu"))]
     assert summary["peak_rss_gb"] < 4
     assert summary["seed"] == 7
     assert "torch" in summary["versions"]

@@ -39,7 +39,7 @@ SPECS = {
             lr=LearningRates(connector=1e-3, language=1e-3),
             global_batch_size=3,
             per_device_batch_size=3,
-            max_steps=150,
+            max_steps=120,
             warmup_ratio=0.1,
             schedule="wsd",
             decay_ratio=0.7,

@@ -34,7 +34,7 @@ class EasyVQAOptions:
     """
 
     seed: int = 7
-    max_questions: int = 4
+    max_questions: int = 3
 
     def __post_init__(self) -> None:
         if self.max_questions < 1:
@@ -151,7 +151,7 @@ SPECS = {
     "easy-vqa": _spec(
         open=partial(_open, _conversations),
         splits=("train", "test"),
-        description="colored shapes: one conversation a picture, up to 4 questions and the caption in random order",
+        description="colored shapes: one conversation a picture, up to 3 questions and the caption in random order",
     ),
     "easy-vqa-single": _spec(
         open=partial(_open, _chosen),
