@@ -98,3 +98,27 @@ def test_pictures_of_full_size_are_few_at_a_time_and_gone_before_the_queue(serve
 
     assert {response.status_code for response in asyncio.run(watched())} == {200}
     assert peak - before < 500 * 2**20
+
+
+def test_what_waits_holds_its_tiles_and_not_its_request(serve, slow):
+    """20 requests of 12 MB each; every one is read before the next one comes."""
+    server = serve(max_batch=1)
+    large = data_url(Image.new("RGB", (2000, 1500), "teal"), "BMP")
+    message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": large}}]}
+    body = json.dumps({"model": "tiny", "messages": [message], "max_tokens": 400}).encode()
+
+    async def grown() -> int:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=httpx.Limits(max_connections=None)) as client:
+            asking, before = [], psutil.Process().memory_info().rss
+            for number in range(1, 21):
+                head = {"content-type": "application/json"}
+                asking.append(asyncio.ensure_future(client.post("/v1/chat/completions", content=body, headers=head)))
+                while server.service.batcher.num_waiting + server.service.batcher.num_running < number:
+                    await asyncio.sleep(0.01)
+            after = psutil.Process().memory_info().rss
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+            return after - before
+
+    assert asyncio.run(grown()) < 150 * 2**20

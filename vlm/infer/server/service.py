@@ -113,7 +113,7 @@ class Service:
             if not share.take(sum(map(len, files))):
                 raise self._busy("Too many pictures are being read.")
             prompt = await self._in_thread(exchange, self._decoders, lambda: self._prepared(asked, files), doing="reading pictures")
-            return asked, sampling, prompt
+            return replace(asked, pictures=()), sampling, prompt
 
     def _checked(self, asked: ChatRequest) -> Sampling:
         """How the answer is drawn, if this server can give it; no picture has been looked at.
