@@ -1,6 +1,6 @@
 """Throughput of `vlm serve`: many requests at once against the same requests one by one, over HTTP on this machine.
 
-    python benchmarks/serve.py [--preset demo/align] [--requests 32] [--max-batch 16] [--max-tokens 64] [--repetitions 3]
+    python benchmarks/serve.py [--preset demo/align] [--requests 64] [--max-batch 32] [--max-tokens 64] [--repetitions 3]
 
 The model is a preset's, its connector untrained (the work does not depend on what it says), in fp32. Each request has a picture and a question of its own;
 every answer that comes in a batch is compared with the one that came alone. Passes alternate, so that other work on the machine meets both alike.
@@ -44,8 +44,8 @@ def main() -> None:
     """Serve a model, ask it in both ways, compare the answers, print a table, then one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="demo/align")
-    parser.add_argument("--requests", type=int, default=32)
-    parser.add_argument("--max-batch", type=int, default=16)
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--max-batch", type=int, default=32)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -58,7 +58,7 @@ def main() -> None:
     bodies = [request(i, settings.max_tokens) for i in range(settings.requests)]
     with running(service) as url:
         asyncio.run(ask(url, bodies[: settings.max_batch], at_once=settings.max_batch))  # warm
-        passes = [[measured(url, bodies, at_once=at_once) for at_once in (1, settings.requests)] for _ in range(settings.repetitions)]
+        passes = [[measured(service, url, bodies, at_once=at_once) for at_once in (1, settings.requests)] for _ in range(settings.repetitions)]
     report(settings, service, passes)
 
 
@@ -98,11 +98,13 @@ async def ask(url: str, bodies: Sequence[dict[str, Any]], *, at_once: int) -> li
         return await asyncio.gather(*map(one, bodies))
 
 
-def measured(url: str, bodies: Sequence[dict[str, Any]], *, at_once: int) -> dict[str, Any]:
+def measured(service: Service, url: str, bodies: Sequence[dict[str, Any]], *, at_once: int) -> dict[str, Any]:
     """One pass: texts, tokens, seconds by the clock and by the CPU."""
+    before = service.metrics.num_batches
     start, cpu = time.perf_counter(), time.process_time()
     responses = asyncio.run(ask(url, bodies, at_once=at_once))
     return {
+        "rows_per_batch": len(bodies) / (service.metrics.num_batches - before),
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - cpu,
         "tokens": sum(response["usage"]["completion_tokens"] for response in responses),
@@ -128,6 +130,7 @@ def report(settings: argparse.Namespace, service: Service, passes: Sequence[Sequ
         "ratio": round(statistics.median(ratios), 2),
         "ratio_min": round(min(ratios), 2),
         "ratio_cpu": round(found["one_by_one_cpu_seconds_per_request"] / found["at_once_cpu_seconds_per_request"], 2),
+        "rows_per_batch_at_once": round(statistics.mean(many["rows_per_batch"] for _, many in passes), 1),
         "different_answers": different,
         "answers": num * len(passes),
         **found,

@@ -52,7 +52,7 @@ class Arguments:
     """Largest request, its pictures as base64 included."""
     max_held_bytes: int = 256 * 2**20
     """Bytes of all requests that are being received or read; what comes beyond is told to come again."""
-    max_batch: int = 16
+    max_batch: int = 32
     """Answers generated at a time."""
     max_batch_tokens: int = 32_768
     """Places of a batch, rows times the longest prompt and answer: what the cache of keys and values takes."""

@@ -21,7 +21,7 @@ from vlm.models.sampling import Sampling
 
 log = logging.getLogger(__name__)
 
-SECONDS_FOR_COMPANY = 0.05  # that a batch waits for requests which are just being read; less than a few tokens take on a CPU
+SECONDS_FOR_COMPANY = 0.1  # that a batch waits at most for requests which are being read: rows that come along cost little, a batch of their own much
 
 
 class Closed(Exception):

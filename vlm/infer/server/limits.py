@@ -30,7 +30,7 @@ class Limits:
     max_pixels: int = 50_000_000
     max_prompt_tokens: int = 1_000_000
     max_new_tokens: int = 1024
-    max_batch: int = 16
+    max_batch: int = 32
     max_batch_tokens: int = 32_768
     max_queue: int = 128
     timeout: float = 300.0

@@ -31,6 +31,11 @@ class Metrics:
             self._sums["batch_rows"] += rows
             self._sums["batch_seconds"] += seconds
 
+    @property
+    def num_batches(self) -> int:
+        """Batches that were answered."""
+        return int(self._sums["batches"])
+
     def text(self, gauges: Mapping[str, int]) -> str:
         """All counts, and what is measured now.
 
