@@ -92,6 +92,7 @@ def test_a_conversation_about_dropped_and_chosen_pictures(serve, model, page):
     page.wait_for_selector(".assistant:has(.note) >> nth=1")
     assert page.locator(".user img").count() == 2
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("[...document.querySelectorAll('.user img')].map(image => image.width / image.height)") == [1, 1]  # not squeezed
     ground, ink = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
     dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
     assert (sum(map(int, ground[4:-1].split(","))) < sum(map(int, ink[4:-1].split(",")))) is dark
@@ -104,7 +105,7 @@ def test_an_answer_grows_and_can_be_stopped(serve, slow, page):
     page.goto(server.url)
     page.fill("#words", "What color?")
     page.click("#send")
-    wait_for(page, "document.querySelector('.assistant div').textContent.length > 5")
+    wait_for(page, "document.querySelector('.assistant span').textContent.length > 5")
     page.click("#stop")
     page.wait_for_selector(".assistant .note")
     assert "stopped" in page.inner_text(".assistant .note")
