@@ -17,6 +17,7 @@ COMMANDS = {
     "data": "Check data, or see what a model gets from it: `vlm data check DIR`, `vlm data show DIR`.",
     "pretrain": "Run one stage of training: align, finetune.",
     "chat": "Ask a trained model about pictures.",
+    "serve": "Serve a trained model: OpenAI's chat completions over HTTP, and a page to chat.",
     "evaluate": "Measure models: VQAv2, GQA, POPE, captions and others, your own questions; zero-shot classification, retrieval.",
     "report": "Write one HTML page about a run, or about several compared.",
     "merge": "Fold a trained model's adapters into its weights.",

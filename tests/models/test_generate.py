@@ -8,7 +8,7 @@ from plain_forward import batch_of, greedy, plain_logits
 
 from vlm.errors import ConfigError, DataFormatError
 from vlm.messages import Message
-from vlm.models.generate import Sampling, _warn_without_question, ask, embed_prompts, generate, left_padded, stream
+from vlm.models.generate import Sampling, ask, embed_prompts, generate, left_padded, stream, warn_without_question
 from vlm.models.vision_language import VisionLanguageModel
 
 NEW = 8
@@ -149,7 +149,7 @@ def test_a_prompt_without_tokens_is_refused(compose, streamed):
 
 @pytest.mark.parametrize("template", ["plain", "caption"])
 def test_a_template_without_a_place_for_the_question_is_named_once(compose, picture, template, caplog):
-    _warn_without_question.cache_clear()
+    warn_without_question.cache_clear()
     model, prompt = compose(template=template), ask([picture(1)], "Is there a red square?")
     for _ in range(2):
         generate(model, [prompt], SHORT)

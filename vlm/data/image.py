@@ -34,7 +34,7 @@ def load_image(path: Path, *, at_least: int | None = None) -> Image.Image:
     with _opened(path) as image:
         if at_least is not None:
             image.draft("RGB", (at_least, at_least))  # does nothing for other formats
-        return _upright(image)
+        return upright(image)
 
 
 def decode_image(content: bytes, *, name: str, max_pixels: int) -> Image.Image:
@@ -51,14 +51,15 @@ def decode_image(content: bytes, *, name: str, max_pixels: int) -> Image.Image:
     try:
         with Image.open(BytesIO(content)) as image:
             if image.width * image.height <= max_pixels:
-                return _upright(image)
+                return upright(image)
             width, height = image.size
     except UNREADABLE as error:
         raise DataFormatError(f"{name} cannot be read as a picture: {_reason(error)}. Give a JPEG, PNG, WebP or GIF file.") from error
     raise DataFormatError(f"{name} has {width}x{height} pixels, and {max_pixels:,} are allowed. Give a smaller copy.")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """An opened picture decoded as 8-bit RGB, turned as its EXIF data say; PIL's errors are the caller's."""
     image.load()
     ImageOps.exif_transpose(image, in_place=True)  # copies nothing where it turns nothing
     return to_rgb(image)

@@ -25,40 +25,84 @@ def cut(text: str, stops: Sequence[str]) -> str:
 
 
 def pieces_of(tokens: Iterable[int], tokenizer: Any) -> Iterator[str]:
-    """Text as soon as it is certain: joined, it is the text of all tokens.
+    """Text as soon as it is certain: joined, it is the text of all tokens."""
+    text = GrowingText(tokenizer)
+    for token in tokens:
+        if piece := text.take(token):
+            yield piece
+    if rest := text.rest():
+        yield rest
+
+
+class GrowingText:
+    """Tokens to text, one by one.
 
     A token's text depends on the tokens before it (spaces, characters of several tokens), so each is decoded together with those of the last piece:
     the scheme of text-generation-inference and vLLM (`detokenize_incrementally`). transformers' `TextStreamer` starts anew at each line, and loses
     the first space of it where the tokenizer is a SentencePiece one.
     """
-    ids: list[int] = []
-    known, read = 0, 0  # tokens before `known` are done with; those before `read` are told
-    for token in tokens:
-        ids.append(token)
-        told, now = decode(tokenizer, ids[known:read]), decode(tokenizer, ids[known:])
-        if len(now) > len(told) and not now.endswith(BROKEN):
-            yield now[len(told) :]
-            known, read = read, len(ids)
-    if rest := decode(tokenizer, ids[known:])[len(decode(tokenizer, ids[known:read])) :]:
-        yield rest
+
+    def __init__(self, tokenizer: Any):
+        """Begin without a token.
+
+        Args:
+            tokenizer: Of the model.
+        """
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.known, self.read = 0, 0  # tokens before `known` are done with; those before `read` are told
+
+    def take(self, token: int) -> str:
+        """The text that has become certain with one more token, often none."""
+        self.ids.append(token)
+        new = self.rest()
+        if not new or new.endswith(BROKEN):
+            return ""
+        self.known, self.read = self.read, len(self.ids)
+        return new
+
+    def rest(self) -> str:
+        """What is not told yet, certain or not."""
+        told, now = decode(self.tokenizer, self.ids[self.known : self.read]), decode(self.tokenizer, self.ids[self.known :])
+        return now[len(told) :]
 
 
 def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
     """Pieces up to the first stop string; what could be the beginning of one is held back until it is known not to be."""
-    held = ""
+    text = StoppedText(stops)
     for piece in pieces:
-        held += piece
-        told = cut(held, stops)
-        if told != held:
-            if told:
-                yield told
+        if told := text.take(piece):
+            yield told
+        if text.stopped:
             return
-        safe = len(held) - max((_overlap(held, stop) for stop in stops), default=0)
-        if safe:
-            yield held[:safe]
-        held = held[safe:]
-    if held:
-        yield held
+    if text.held:
+        yield text.held
+
+
+class StoppedText:
+    """Pieces up to the first stop string, one by one.
+
+    Attributes:
+        stopped: A stop string has come.
+        held: What could be the beginning of one.
+    """
+
+    def __init__(self, stops: Sequence[str]):
+        """Begin without a piece.
+
+        Args:
+            stops: Stop strings.
+        """
+        self.stops, self.stopped, self.held = stops, False, ""
+
+    def take(self, piece: str) -> str:
+        """What is certain to stand before a stop string, with one more piece."""
+        text = self.held + piece
+        told = cut(text, self.stops)
+        self.stopped = told != text
+        safe = len(told) if self.stopped else len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)
+        self.held = "" if self.stopped else text[safe:]
+        return text[:safe]
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -76,7 +76,7 @@ def generate(model: VisionLanguageModel, prompts: Sequence[Prompt], sampling: Sa
     """
     if not prompts:
         return []
-    _warn_without_question(model.template)
+    warn_without_question(model.template)
     embeds, mask = left_padded(embed_prompts(model, prompts, sampling.max_new_tokens))
     ids = model.language.generate(embeds, mask, stopping_criteria=_criteria(model, sampling), **settings(model, sampling, len(prompts)))
     return [trim(decode(model.language.tokenizer, row), model, sampling) for row in ids.tolist()]
@@ -91,7 +91,7 @@ def stream(model: VisionLanguageModel, prompt: Prompt, sampling: Sampling = GREE
     """
     if sampling.num_beams > 1:
         raise ConfigError(f"num_beams is {sampling.num_beams}; a beam search cannot be streamed. Set num_beams to 1, or do not stream.")
-    _warn_without_question(model.template)
+    warn_without_question(model.template)
     with torch.inference_mode():
         embeds, mask = left_padded(embed_prompts(model, [prompt], sampling.max_new_tokens))
     tokens, left = _TokenQueue(), threading.Event()
@@ -135,7 +135,7 @@ class _TokenQueue:
 
 
 @cache
-def _warn_without_question(template: ChatTemplate) -> None:
+def warn_without_question(template: ChatTemplate) -> None:
     """Say, once for each template, that questions are left out of the prompt."""
     if "{content}" not in template.user:
         log.warning("This run's chat template %r has no place for a question: the model sees pictures alone, and describes them.", template.name)
@@ -162,31 +162,60 @@ def trim(text: str, model: VisionLanguageModel, sampling: Sampling = GREEDY) -> 
     return cut(text, _stops(model, sampling)).strip()
 
 
-def embed_prompts(model: VisionLanguageModel, prompts: Sequence[Prompt], room: int) -> list[Float[Tensor, "1 _ E"]]:
-    """Prompts as embeddings, their pictures spliced in; all pictures go through the vision backbone together.
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """A prompt as the model takes it, on the CPU; several threads may prepare while another one generates.
+
+    Attributes:
+        ids: Token ids, each picture expanded.
+        tiles: The pictures' tiles, in reading order; empty without pictures.
+    """
+
+    ids: Int[Tensor, "1 T"]
+    tiles: tuple[UInt8[Tensor, "N 3 H W"], ...] = ()
+
+    def __len__(self) -> int:
+        return self.ids.shape[1]
+
+
+def prepare(model: VisionLanguageModel, prompt: Prompt, room: int) -> PreparedPrompt:
+    """Tokens and tiles of a prompt; nothing runs on the model's device.
 
     Args:
         model: The model.
-        prompts: The conversations.
-        room: Tokens that must still fit behind each.
+        prompt: The conversation.
+        room: Tokens that must still fit behind it.
 
     Raises:
-        DataFormatError: If placeholders and pictures disagree, a prompt has no tokens, or the context is too short.
+        DataFormatError: If placeholders and pictures disagree, the prompt has no tokens, or the context is too short.
     """
-    rows, pixels, counts = [], [], []
-    for prompt in prompts:
-        check_placeholders(prompt)
-        tiled = [to_tiles(image, model.image_policy) for image in prompt.images]
-        rows.append(encode_prompt(model, prompt.messages, [model.tokens_per_image(layout) for _, layout in tiled]))
-        if rows[-1].shape[1] == 0:
-            raise DataFormatError(f"The prompt has no tokens: the chat template {model.template.name!r} has no place for text. Give a picture.")
-        check_room(rows[-1].shape[1], room, model)
-        pixels += [tiles for tiles, _ in tiled]
-        counts.append(sum(layout.num_tiles for _, layout in tiled))
+    check_placeholders(prompt)
+    tiled = [to_tiles(image, model.image_policy) for image in prompt.images]
+    ids = encode_prompt(model, prompt.messages, [model.tokens_per_image(layout) for _, layout in tiled])
+    if ids.shape[1] == 0:
+        raise DataFormatError(f"The prompt has no tokens: the chat template {model.template.name!r} has no place for text. Give a picture.")
+    check_room(ids.shape[1], room, model)
+    return PreparedPrompt(ids, tuple(tiles for tiles, _ in tiled))
+
+
+def embed_prompts(model: VisionLanguageModel, prompts: Sequence[Prompt], room: int) -> list[Float[Tensor, "1 _ E"]]:
+    """Prompts as embeddings, their pictures spliced in.
+
+    Raises:
+        DataFormatError: See `prepare`.
+    """
+    return embed_prepared(model, [prepare(model, prompt, room) for prompt in prompts])
+
+
+def embed_prepared(model: VisionLanguageModel, prompts: Sequence[PreparedPrompt]) -> list[Float[Tensor, "1 _ E"]]:
+    """Prepared prompts as embeddings; all pictures go through the vision backbone together."""
+    rows = [prompt.ids.to(model.device) for prompt in prompts]
     texts = [model.language.embed(ids) for ids in rows]
-    if not pixels:
+    tiles = [tile for prompt in prompts for tile in prompt.tiles]
+    if not tiles:
         return texts
-    images = model.encode_images(torch.cat(pixels).to(model.device)).split(counts)
+    counts = [sum(map(len, prompt.tiles)) for prompt in prompts]
+    images = model.encode_images(torch.cat(tiles).to(model.device)).split(counts)
     return [splice(*row, image_token_id=model.language.image_token_id) for row in zip(texts, rows, images, strict=True)]
 
 
@@ -218,7 +247,7 @@ def check_room(length: int, room: int, model: VisionLanguageModel) -> None:
 
 
 def encode_prompt(model: VisionLanguageModel, messages: Sequence[Message], tokens_per_image: Sequence[int]) -> Int[Tensor, "1 T"]:
-    """Token ids of a conversation, on the model's device.
+    """Token ids of a conversation, on the CPU.
 
     Args:
         model: The model.
@@ -229,7 +258,7 @@ def encode_prompt(model: VisionLanguageModel, messages: Sequence[Message], token
     encoded = encode_chat(
         messages, template=language.template, tokenizer=language.tokenizer, image_token_id=language.image_token_id, tokens_per_image=tokens_per_image
     )
-    return torch.as_tensor(encoded.ids, device=model.device).unsqueeze(0)
+    return encoded.ids.unsqueeze(0)
 
 
 def left_padded(rows: Sequence[Float[Tensor, "1 _ E"]]) -> tuple[Float[Tensor, "B T E"], Int[Tensor, "B T"]]:

@@ -96,24 +96,26 @@ class Draw:
         return torch.full_like(scores, -math.inf).scatter_(1, drawn, 0.0)
 
 
-def settings(model: nn.Module, sampling: Sampling, rows: int) -> dict[str, Any]:
+def settings(model: nn.Module, sampling: Sampling, rows: int, *, seeds: Sequence[int | None] = ()) -> dict[str, Any]:
     """transformers' generation arguments. Ranks that share a model stop together, because each needs the others in every forward pass.
 
     Args:
         model: A VisionLanguageModel.
         sampling: How answers are drawn.
         rows: Prompts in the batch.
+        seeds: One for each row; none if the sampling's holds for all.
     """
+    seeds = seeds or [sampling.seed] * rows
     return {
         "max_new_tokens": sampling.max_new_tokens,
         "synced_gpus": is_sharded(model),
         "do_sample": False,  # `Draw` leaves one token to choose
         "num_beams": sampling.num_beams,
-        "logits_processor": _processors(sampling, rows, next(model.parameters()).device),
+        "logits_processor": _processors(sampling, seeds, next(model.parameters()).device),
     }
 
 
-def _processors(sampling: Sampling, rows: int, device: torch.device) -> Any:
+def _processors(sampling: Sampling, seeds: Sequence[int | None], device: torch.device) -> Any:
     """What happens to the scores of the next token, in transformers' order."""
     from transformers.generation import logits_process as hf
 
@@ -127,5 +129,5 @@ def _processors(sampling: Sampling, rows: int, device: torch.device) -> Any:
         steps.append(hf.TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         steps.append(hf.TopPLogitsWarper(sampling.top_p))
-    seeds = torch.randint(2**63 - 1, (rows,)).tolist() if sampling.seed is None else [sampling.seed] * rows
-    return hf.LogitsProcessorList([*steps, Draw(seeds, device)])
+    drawn = [int(torch.randint(2**63 - 1, ())) if seed is None else seed for seed in seeds]
+    return hf.LogitsProcessorList([*steps, Draw(drawn, device)])

@@ -1,0 +1,82 @@
+"""`vlm serve` as a process: a trained run is served, and ends gracefully when it is told to."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+import vlm
+from vlm.__main__ import main
+
+
+@pytest.fixture
+def run(tiny, tmp_path, monkeypatch):
+    run_dir = vlm.train(tiny("finetune", max_steps=1))
+    monkeypatch.chdir(tmp_path)
+    return run_dir
+
+
+def test_a_run_is_served_by_its_name_until_told_to_end(run):
+    command = [sys.executable, "-m", "vlm", "serve", "tiny", "--port", "0", "--precision", "fp32", "--max-new-tokens", "60"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "VLM_API_KEY": "secret"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        said = server.stdout.readline()
+        url = re.search(r"http://127\.0\.0\.1:\d+", said)[0]
+        assert said.startswith(f"{run.name}: chat at {url}/")
+        head = {"authorization": "Bearer secret"}
+        body = {"model": run.name, "messages": [{"role": "user", "content": "What color?"}], "stream": True}
+        assert httpx.get(f"{url}/v1/models", timeout=60).status_code == 401
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=head, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert '"role": "assistant"' in next(lines)
+            server.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"  # what was open is finished
+        assert server.wait(30) in (0, -signal.SIGTERM)
+        assert "Traceback" not in server.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nope"], "There is no run that begins with 'nope'"),
+        (["tiny", "--port", "70000"], "--port is 70000"),
+        (["tiny", "--host", "192.0.2.1"], "Cannot listen at 192.0.2.1"),
+        (["tiny", "--max-batch", "0"], "--max-batch is 0; it must be at least 1"),
+        (["tiny", "--temperature", "-1"], "temperature is -1.0"),
+        (["tiny", "--timeout", "nan"], "--timeout is nan"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve", "--port", "0", *words]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert message in said
+
+
+def test_a_port_in_use_is_noticed_before_the_model_is_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", "nope", "--port", str(taken.getsockname()[1])]) == 2
+    assert "Choose another --host or --port" in capsys.readouterr().err
+
+
+def test_missing_packages_are_named_with_the_line_that_installs_them(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["serve", "nope"]) == 2
+    assert 'pip install "vlm[serve]"' in capsys.readouterr().err
+
+
+def test_an_open_server_without_a_key_is_warned_of(monkeypatch, caplog, capsys):
+    from vlm.commands.serve import _say
+
+    for host, has_key, warned in (("127.0.0.1", False, False), ("0.0.0.0", True, False), ("0.0.0.0", False, True)):
+        caplog.clear()
+        with socket.create_server((host, 0)) as listening:
+            _say("tiny", listening, has_key=has_key)
+        assert ("asks for no key" in caplog.text) is warned

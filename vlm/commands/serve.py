@@ -1,0 +1,155 @@
+"""`vlm serve RUN`: a trained model behind OpenAI's chat completions, and a page to chat with it; ends gracefully on SIGINT and SIGTERM."""
+
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from vlm.conf.cli import Positional, Repeated, parse
+from vlm.errors import CheckpointError, ConfigError, MissingPackageError, VLMError
+
+log = logging.getLogger(__name__)
+
+KEY_VARIABLE = "VLM_API_KEY"
+SECONDS_TO_FINISH = 30  # for open requests, once the server is told to end
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to serve, where, and for whom."""
+
+    run: Annotated[str, Positional]
+    """Run folder, checkpoint folder, or a unique prefix of a run's name."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 for all of this machine's, which other machines can reach."""
+    port: int = 8000
+    """Port to listen at; 0 for any that is free."""
+    name: str = ""
+    """What clients call the model; empty for the run's name."""
+    api_key: str = ""
+    """Key that clients must send; empty for the environment's VLM_API_KEY, or none. Other users of this machine can see a command line, but no environment."""
+    allow_host: Annotated[tuple[str, ...], Repeated] = ()
+    """Host from which pictures are fetched by their address; once for each host, `*` for all. Data URLs need none."""
+    allow_private: bool = False
+    """Also fetch pictures from addresses that are not public, such as those of the local network."""
+    temperature: float = 0.0
+    """Where a request says nothing: 0 for the most likely token each time; else the softmax temperature."""
+    top_p: float = 1.0
+    """Where a request says nothing: share of the probability mass that is drawn from."""
+    max_new_tokens: int = 1024
+    """Longest answer that may be asked for, in tokens, and how long it may be where nothing is said."""
+    max_prompt_tokens: int = 1_000_000
+    """Longest conversation, in tokens, those of pictures included; the language model's context holds in any case."""
+    max_pictures: int = 8
+    """Pictures of a conversation."""
+    max_pixels: int = 50_000_000
+    """Pixels of all pictures of a conversation together."""
+    max_body_bytes: int = 20 * 2**20
+    """Largest request, its pictures as base64 included."""
+    max_held_bytes: int = 256 * 2**20
+    """Bytes of all requests that are being received or read; what comes beyond is told to come again."""
+    max_batch: int = 32
+    """Answers generated at a time."""
+    max_batch_tokens: int = 32_768
+    """Places of a batch, rows times the longest prompt and answer: what the cache of keys and values takes."""
+    max_queue: int = 128
+    """Requests that may wait; what comes beyond is told to come again."""
+    timeout: float = 300.0
+    """Seconds from a request's first byte to the end of its answer."""
+    run_root: Path = Path("runs")
+    """Folder of the run folders."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+    precision: str = "auto"
+    """fp32, bf16-mixed, bf16 or auto."""
+    vision_source: str = ""
+    """Folder or hub id of the vision backbone, if it is no longer where the run found it."""
+    language_source: str = ""
+    """Folder or hub id of the language model, if it is no longer where the run found it."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Load the model, then serve it until told to end."""
+    arguments = parse(Arguments, argv, prog="vlm serve", description="Serve a trained model: OpenAI's chat completions, and a page to chat.")
+    for package in ("fastapi", "uvicorn"):
+        _require(package)
+    from vlm.infer.server.app import create_app
+    from vlm.infer.server.limits import Limits
+
+    limits = Limits(**{name: getattr(arguments, name) for name in Limits.__dataclass_fields__})
+    key = arguments.api_key or os.environ.get(KEY_VARIABLE, "")
+    with _listen(arguments.host, arguments.port) as listening:
+        service = _service(arguments, limits)
+        _say(service.name, listening, has_key=bool(key))
+        _run(create_app(service, api_key=key), listening)
+
+
+def _require(package: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise MissingPackageError(package, needed_for="vlm serve", extra="serve")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The socket, taken before the model is loaded, so that a port in use is noticed at once.
+
+    Raises:
+        ConfigError: If it cannot be had.
+    """
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"--port is {port}; it must be 0 to 65535.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(f"Cannot listen at {host} port {port}: {error.strerror or error}. Choose another --host or --port.") from None
+
+
+def _service(arguments: Arguments, limits: Any) -> Any:
+    from vlm.infer.server.pictures import fetch_from
+    from vlm.infer.server.service import Service
+    from vlm.models.open import open_model
+    from vlm.models.sampling import Sampling
+    from vlm.models.vision_language import VisionLanguageModel
+
+    default = Sampling(max_new_tokens=limits.max_new_tokens, temperature=arguments.temperature, top_p=arguments.top_p)
+    sources = {name: getattr(arguments, name) for name in ("vision_source", "language_source") if getattr(arguments, name)}
+    model = open_model(arguments.run, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root, **sources)
+    if not isinstance(model, VisionLanguageModel):
+        raise CheckpointError(f"{arguments.run} is no model that answers. Name a run of a vision-language model.")
+    fetch = fetch_from(arguments.allow_host, max_bytes=limits.max_body_bytes, allow_private=arguments.allow_private)
+    return Service(model.eval(), _name(arguments), limits=limits, default=default, fetch=fetch)
+
+
+def _name(arguments: Arguments) -> str:
+    """As stated, or the run's; of what is no run, the name under which it was opened."""
+    from vlm.models.checkpoint import find_checkpoint
+
+    if arguments.name:
+        return arguments.name
+    try:
+        checkpoint = find_checkpoint(arguments.run, run_root=arguments.run_root).resolve()
+    except VLMError:
+        return arguments.run
+    return checkpoint.parents[1].name if checkpoint.parent.name == "checkpoints" else checkpoint.name
+
+
+def _say(name: str, listening: socket.socket, *, has_key: bool) -> None:
+    """Where the server is, and a warning if anybody may use it."""
+    host, port = listening.getsockname()[:2]
+    address = f"[{host}]" if ":" in host else host
+    print(f"{name}: chat at http://{address}:{port}/, OpenAI's API at http://{address}:{port}/v1; Ctrl-C ends it.", flush=True)
+    if not has_key and not ipaddress.ip_address(host).is_loopback:
+        log.warning("Other machines can reach this server, and it asks for no key: set %s, or listen at 127.0.0.1.", KEY_VARIABLE)
+
+
+def _run(app: Any, listening: socket.socket) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=SECONDS_TO_FINISH)
+    uvicorn.Server(config).run(sockets=[listening])
