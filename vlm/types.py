@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from vlm.messages import ChatTemplate
@@ -83,11 +83,13 @@ class Documents:
             padding belongs to the document of its row where each row is one, and is one of its own where rows are packed.
         positions: Position of each token in its conversation, from 0; the first token of a branch follows its prefix.
         prefix: For message trees, the document whose tokens document i sees as well, or -1; None where no document has one.
+        hidden: Tokens that no token attends to, not even themselves; None where there are none. Only where every row is one document.
     """
 
     starts: Int[Tensor, " documents_plus_1"]
     positions: Int[Tensor, "B T"]
     prefix: Int[Tensor, " documents"] | None = None
+    hidden: Bool[Tensor, "B T"] | None = None
 
     @classmethod
     def one_per_row(cls, rows: int, length: int, *, device: torch.device | str = "cpu") -> "Documents":

@@ -117,6 +117,9 @@ class HFCausalLM(nn.Module):
             documents: Who sees whom.
             needed: Places in the flattened rows that are read afterwards, all different; elsewhere the states are then of no use. None for all.
         """
+        if documents.hidden is not None:  # rare, so by transformers' own mask, which costs more
+            seen = (~documents.hidden).long()
+            return self.decoder(inputs_embeds=embeds, position_ids=documents.positions, attention_mask=seen, use_cache=False).last_hidden_state
         out = self.decoder(
             inputs_embeds=embeds,
             position_ids=documents.positions,
