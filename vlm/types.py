@@ -47,7 +47,7 @@ class TokensPerTile:
         return layout.num_tiles * self.count
 
 
-ResizeMode = Literal["squash", "crop", "pad"]
+ResizeMode = Literal["squash", "crop", "pad", "letterbox"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class ImagePolicy:
 
     Attributes:
         size: Side of a tile, in pixels.
-        mode: squash (ignore the aspect ratio), crop (short side to `short_side`, center crop), or pad (to a square of `fill`, then resize).
+        mode: squash (ignore the aspect ratio), crop (short side to `short_side`, center crop), pad (to a square of `fill`,
+            then resize), or letterbox (equal borders of `fill` on both sides, so that an odd difference leaves a pixel, then crop, as in Prismatic).
         resample: Filter of the resize, by PIL's name.
         fill: RGB color of the padding, 0 to 255.
         reduced_jpeg: Decode JPEG files at a fraction of their size where that is still above what it is resized to: faster, and the pixels differ slightly.

@@ -177,15 +177,32 @@ def causal_lm(spec: LanguageSpec, load: Load) -> nn.Module:
     """
     import transformers
 
-    values = dict(spec.architecture)
-    expected = transformers.AutoConfig.for_model(values["model_type"], **{key: value for key, value in values.items() if key != "model_type"})
     if load.source is None:
-        return transformers.AutoModelForCausalLM.from_config(expected, dtype=load.dtype, attn_implementation="sdpa").eval()
-    # both sides went through the same config class, which fills in defaults and rewrites old spellings
-    check_architecture(read_config(transformers.AutoConfig, load.source), {key: getattr(expected, key) for key in values}, load.source)
+        return transformers.AutoModelForCausalLM.from_config(_config_of(spec), dtype=load.dtype, attn_implementation="sdpa").eval()
+    check_source(spec, load.source)
     model, info = from_pretrained(transformers.AutoModelForCausalLM, load.source, dtype=load.dtype)
     check_complete(info, load.source)
     return model
+
+
+def check_source(spec: LanguageSpec, source: str | Path) -> None:
+    """Compare the config of a source with a spec.
+
+    Raises:
+        CheckpointError: If there is no config, or it sizes another model.
+    """
+    import transformers
+
+    # both sides go through the same config class, which fills in defaults and rewrites old spellings
+    expected = _config_of(spec)
+    check_architecture(read_config(transformers.AutoConfig, source), {key: getattr(expected, key) for key in spec.architecture}, source)
+
+
+def _config_of(spec: LanguageSpec) -> Any:
+    import transformers
+
+    values = dict(spec.architecture)
+    return transformers.AutoConfig.for_model(values.pop("model_type"), **values)
 
 
 def auto_tokenizer(spec: LanguageSpec, source: str | Path | None) -> Any:
