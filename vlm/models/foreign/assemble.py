@@ -3,11 +3,13 @@
 A tower that the foreign checkpoint holds, or that ours cannot name, lies in the folder; one that is as published is named in `model.json`.
 """
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,13 +17,23 @@ from torch import Tensor
 
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.language.base import LanguageSpec, check_source
+from vlm.backbones.loading import Load, is_folder
 from vlm.backbones.vision import VISION
+from vlm.backbones.vision.base import VisionSpec
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.errors import CheckpointError, ConfigError, VLMError
 from vlm.models import checkpoint
 from vlm.models.build import build
 from vlm.models.foreign.tensors import check, read_folder
-from vlm.models.foreign.towers import language_config, read_tokenizer, write_language
+from vlm.models.foreign.towers import (
+    drop_tokens,
+    language_config,
+    read_tokenizer,
+    statistics_of,
+    vision_config,
+    write_language,
+    write_vision,
+)
 
 LANGUAGE_FOLDER, VISION_FOLDER = "language", "vision"
 INSIDE_LANGUAGE, INSIDE_VISION = checkpoint.INSIDE + LANGUAGE_FOLDER, checkpoint.INSIDE + VISION_FOLDER
@@ -142,7 +154,7 @@ def _mlp_name(widths: list[int], in_width: int, activation: str) -> str:
     return f"mlp:{'x'.join(map(str, hidden))}@{activation}"
 
 
-def frozen_language(name: str, sources: Sources, folder: Path) -> dict[str, str]:
+def frozen_language(name: str, sources: Sources, folder: Path) -> dict[str, Any]:
     """Fields of the config for a language model that is as published: by name where its source is what the name says, else a copy of the source.
 
     Raises:
@@ -150,13 +162,20 @@ def frozen_language(name: str, sources: Sources, folder: Path) -> dict[str, str]
     """
     spec = LANGUAGE[name]
     source = sources.language or str(spec.source)
+    if name.startswith("hf:") and not sources.tokenizer:
+        return {"language": f"hf:{_place(source)}"}
     if not sources.tokenizer and _is_what_it_says(spec, source):
-        return {"language": LANGUAGE.resolve(name), "language_source": sources.language}
+        return {"language": LANGUAGE.resolve(name), "language_source": _place(sources.language)}
     tensors = read_folder(Path(source))
     rows = next((len(tensor) for key, tensor in tensors.items() if key.endswith("embed_tokens.weight")), 0)
     tokenizer = read_tokenizer(sources.tokenizer or source, spec)
     write_language(tensors, language_config(source, rows), tokenizer, folder / LANGUAGE_FOLDER, origin=Path(source))
     return {"language": INSIDE_LANGUAGE}
+
+
+def _place(source: str) -> str:
+    """A folder by its whole path, so that the checkpoint can be used from elsewhere; a hub id as it is."""
+    return str(Path(source).absolute()) if source and is_folder(source) else source
 
 
 def _is_what_it_says(spec: LanguageSpec, source: str) -> bool:
@@ -167,27 +186,53 @@ def _is_what_it_says(spec: LanguageSpec, source: str) -> bool:
     return True
 
 
-def frozen_vision(source: str, sources: Sources) -> dict[str, str]:
-    """Fields of the config for a vision backbone that is as published, by the hub id that a checkpoint names.
+def frozen_vision(source: str, sources: Sources, folder: Path, *, drops_first: bool) -> dict[str, Any]:
+    """Fields of the config for a vision backbone that is as published, by the hub id or folder that a checkpoint names.
 
     Args:
         source: The hub id; a path on another machine is known by its last word.
         sources: What the user names.
+        folder: Where a copy is written, if features are taken otherwise than the family's own way.
+        drops_first: Leave out the first token.
 
     Raises:
         CheckpointError: If nothing is known by that name, and the user names no folder.
     """
+    own = sources.vision or (source if Path(source).is_dir() else "")
+    place = _place(own) or published_vision(source).source
+    config = vision_config(place) if own or not drops_first else None
+    if config is not None and drop_tokens(config, first=drops_first):
+        module: Any = VISION[f"hf:{place}"].build(VISION[f"hf:{place}"], Load(place))
+        write_vision(module.model.state_dict(), config, statistics_of(VISION[f"hf:{place}"]), folder, origin=Path(place))
+        return {"vision": INSIDE_VISION}
+    return {"vision": f"hf:{place}" if own else published_name(source)}
+
+
+def published_name(source: str) -> str:
+    """The registered name of the vision backbone that is loaded from a hub id, or from a folder on another machine of the same name.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
     word = source.rstrip("/").split("/")[-1].lower()
     names = [name for name, spec in VISION.items() if not spec.parts and spec.source.split("/")[-1].lower() == word]
-    if sources.vision:
-        return {"vision": f"hf:{_place(sources.vision)}"}
     if not names:
         raise CheckpointError(f"No vision backbone is known that is loaded from {source!r}. Name its folder or hub id with --vision-source.")
-    return {"vision": names[0]}
+    return names[0]
 
 
-def _place(source: str) -> str:
-    return str(Path(source).absolute()) if Path(source).is_dir() else source
+def published_vision(source: str) -> VisionSpec:
+    """The registry's entry of `published_name`.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    return VISION[published_name(source)]
+
+
+def folder_word(name: str) -> str:
+    """A folder's name as the name of a composition."""
+    return re.sub(r"[/\\+]", "-", name)
 
 
 def check_template(name: str) -> str:

@@ -4,7 +4,6 @@ A run holds `config.json`, of which `model` matters, and `checkpoints/latest-che
 then vision backbone, as the stage had it. Pictures go behind the first token; see `vlm.backbones.language.foreign_templates`.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from vlm.models.foreign.assemble import (
     Sources,
     check_template,
     finish,
+    folder_word,
     frozen_language,
     sequential,
     writing,
@@ -109,7 +109,7 @@ def import_prismatic(path: Path, out: Path, sources: Sources, *, asked: bool = F
         if asked and prompts.asked and "llm_backbone" in modules:
             template = prompts.asked
         config = VisionLanguageConfig(
-            name=re.sub(r"[/\\+]", "-", str(model["model_id"])),
+            name=folder_word(str(model["model_id"])),
             connector=connector,
             resize=_known("image_resize_strategy of Prismatic", model["image_resize_strategy"], RESIZE),  # type: ignore[arg-type]
             template=check_template(sources.template) if sources.template else template,
@@ -178,7 +178,7 @@ def _language(
     folder: Path,
     origin: Path,
     lora_alpha: float | None,
-) -> tuple[dict[str, str], dict[str, Tensor], LoRAConfig]:
+) -> tuple[dict[str, Any], dict[str, Tensor], LoRAConfig]:
     """Fields of the config, the adapter's weights by our names, and its setting."""
     name = str(model["llm_backbone_id"])
     if "llm_backbone" not in modules:
@@ -211,7 +211,7 @@ def _adapter_setting(adapter: Mapping[str, Tensor], alpha: float, dropout: float
     return LoRAConfig(rank=ranks.pop(), alpha=alpha, dropout=dropout, targets=rf".*\.({'|'.join(layers)})")
 
 
-def _vision(modules: Mapping[str, Tensors], model: Mapping[str, Any], sources: Sources, folder: Path) -> dict[str, str]:
+def _vision(modules: Mapping[str, Tensors], model: Mapping[str, Any], sources: Sources, folder: Path) -> dict[str, Any]:
     """Write the vision backbone, and name it: the trained one of the run, or the frozen one of the source."""
     name = str(model["vision_backbone_id"])
     spec = VISION[name]

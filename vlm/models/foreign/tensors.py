@@ -79,8 +79,8 @@ def read_pickle(path: Path) -> Any:
         ) from error
 
 
-def read_folder(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder in transformers' layout, sharded or not.
+def read_folder(folder: Path | str) -> dict[str, Tensor]:
+    """All tensors of a folder or hub id in transformers' layout, sharded or not, or of a file.
 
     Raises:
         CheckpointError: If there are none, or they cannot be read.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from vlm.backbones.language.base import LanguageSpec, auto_tokenizer
-from vlm.backbones.loading import read_config
+from vlm.backbones.loading import read_config, read_json
 from vlm.backbones.lora import is_lora
 from vlm.backbones.vision.base import VisionSpec
-from vlm.backbones.vision.huggingface import FAMILIES, FILTERS, FUSED
+from vlm.backbones.vision.huggingface import FAMILIES, FILTERS, FUSED, PREFIX_TOKENS
 from vlm.errors import CheckpointError
 from vlm.models.foreign.tensors import check
 
@@ -115,6 +115,59 @@ def write_vision(tensors: Mapping[str, Tensor], config: Any, statistics: Mapping
     config.architectures = [type(model).__name__]
     write_folder(tensors, config, folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(dict(statistics), indent=2) + "\n", encoding="utf-8")
+
+
+def vision_config(source: str) -> Any:
+    """transformers' config of a vision backbone, or of the one in a two-tower model.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    import transformers
+
+    config = read_config(transformers.AutoConfig, source)
+    return getattr(config, "vision_config", config)
+
+
+def drop_tokens(config: Any, *, first: bool) -> bool:
+    """Note in a vision config whether the first token is left out, where that is not the family's own way; returns whether it had to be noted.
+
+    Raises:
+        CheckpointError: If the family is not known.
+    """
+    if config.model_type not in FAMILIES:
+        raise CheckpointError(f"Vision backbones of type {config.model_type!r} cannot be imported; known: {', '.join(FAMILIES)}.")
+    own = FAMILIES[config.model_type].prefix_tokens(config)
+    if int(first) == own:
+        return False
+    setattr(config, PREFIX_TOKENS, int(first))
+    return True
+
+
+def vision_weights(tensors: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """Weights by the names of today's transformers; a pooling head that is not there is taken out of the config."""
+    tensors = {name.removeprefix("vision_model."): tensor for name, tensor in tensors.items()}
+    if hasattr(config, "vision_use_head"):
+        config.vision_use_head = any(name.startswith("head.") for name in tensors)
+    return tensors
+
+
+def image_processor(folder: Path) -> dict[str, Any]:
+    """What `preprocessor_config.json` or `processor_config.json` says of pictures; empty where there is none."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            values = read_json(folder / name)
+            values = values.get("image_processor", values)
+            if "image_mean" in values or "do_resize" in values:
+                return values
+    return {}
+
+
+def statistics_from(processor: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    """Pixel statistics and filter of an image processor, the family's where it says nothing."""
+    family = FAMILIES[model_type]
+    defaults = {"image_mean": list(family.mean), "image_std": list(family.std), "resample": 3}
+    return {name: processor.get(name, value) for name, value in defaults.items()}
 
 
 def write_fused(folder: Path, parts: list[str]) -> None:
