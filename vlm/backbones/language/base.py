@@ -211,14 +211,22 @@ def auto_tokenizer(spec: LanguageSpec, source: str | Path | None) -> Any:
     Raises:
         CheckpointError: If there is none.
     """
+    return tokenizer_at(str(spec.source if source is None else source))
+
+
+def tokenizer_at(source: str) -> Any:
+    """The tokenizer of a folder or hub id.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
     import transformers
 
-    source = spec.source if source is None else source
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(source), local_files_only=Path(str(source)).is_dir())
+        return transformers.AutoTokenizer.from_pretrained(source, local_files_only=Path(source).is_dir())
     except (OSError, ValueError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"No tokenizer at {str(source)!r} ({first}). Name a local folder with --model.language-source.") from error
+        raise CheckpointError(f"No tokenizer at {source!r} ({first}). Name a local folder with --model.language-source.") from error
 
 
 def _generation_config(tokenizer: Any, template: ChatTemplate) -> Any:

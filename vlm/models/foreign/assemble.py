@@ -111,13 +111,14 @@ def finish(folder: Path, config: VisionLanguageConfig, connector: Mapping[str, T
     checkpoint.write_model(state, checkpoint.model_values(model, config), folder)
 
 
-def sequential(tensors: Mapping[str, Tensor], *, activation: str = "gelu", origin: Path) -> tuple[str, dict[str, Tensor]]:
+def sequential(tensors: Mapping[str, Tensor], *, origin: Path, activation: str = "gelu", bias: bool = True) -> tuple[str, dict[str, Tensor]]:
     """Name and weights of the connector that is a stack of linear layers with activations between.
 
     Args:
-        tensors: `0.weight`, `0.bias`, `2.weight` ... as in `nn.Sequential`, or `weight` and `bias` of a single layer; biases may be missing.
-        activation: A key of `vlm.connectors.mlp.ACTIVATIONS`.
+        tensors: `0.weight`, `0.bias`, `2.weight` ... as in `nn.Sequential`, or `weight` and `bias` of a single layer.
         origin: Where they come from, for messages.
+        activation: A key of `vlm.connectors.mlp.ACTIVATIONS`.
+        bias: False if the layers have none; then ours are zero.
 
     Raises:
         CheckpointError: If they are not such a stack.
@@ -130,13 +131,16 @@ def sequential(tensors: Mapping[str, Tensor], *, activation: str = "gelu", origi
         )
     starts = [""] if single else [f"{place}." for place in places]
     weights = [tensors[f"{start}weight"] for start in starts]
-    biases = [tensors.get(f"{start}bias", weight.new_zeros(len(weight))) for start, weight in zip(starts, weights, strict=True)]
-    surplus = set(tensors) - {f"{start}{kind}" for start in starts for kind in ("weight", "bias")}
-    if surplus:
-        raise CheckpointError(f"{origin} has {', '.join(sorted(surplus))} in its connector, which linear layers do not have.")
+    if not bias:
+        tensors = {f"{start}bias": weight.new_zeros(len(weight)) for start, weight in zip(starts, weights, strict=True)} | dict(tensors)
+    wanted = [f"{start}{kind}" for start in starts for kind in ("weight", "bias")]
+    missing, surplus = [name for name in wanted if name not in tensors], sorted(set(tensors) - set(wanted))
+    if missing or surplus:
+        problem = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(surplus)}, which linear layers do not have"
+        raise CheckpointError(f"The connector of {origin} {problem}. It is not whole, or of another kind; copy it again.")
     names = [*(f"body.{place}" for place in places[:-1]), "readout"]
     state = {f"{name}.weight": weight for name, weight in zip(names, weights, strict=True)}
-    state |= {f"{name}.bias": bias for name, bias in zip(names, biases, strict=True)}
+    state |= {f"{name}.bias": tensors[f"{start}bias"] for name, start in zip(names, starts, strict=True)}
     if len(weights) == 1:
         width = weights[0].shape[1]
         return "linear", state | {"standardize.mean": torch.zeros(width), "standardize.scale": torch.ones(width)}
@@ -168,7 +172,7 @@ def frozen_language(name: str, sources: Sources, folder: Path) -> dict[str, Any]
         return {"language": LANGUAGE.resolve(name), "language_source": _place(sources.language)}
     tensors = read_folder(Path(source))
     rows = next((len(tensor) for key, tensor in tensors.items() if key.endswith("embed_tokens.weight")), 0)
-    tokenizer = read_tokenizer(sources.tokenizer or source, spec)
+    tokenizer = read_tokenizer(sources.tokenizer or source)
     write_language(tensors, language_config(source, rows), tokenizer, folder / LANGUAGE_FOLDER, origin=Path(source))
     return {"language": INSIDE_LANGUAGE}
 

@@ -120,7 +120,7 @@ def _own_spelling(name: str) -> str:
 
 def _connector(tensors: Tensors, config: Any, path: Path) -> tuple[str, dict[str, Tensor]]:
     layers = tensors.take("connector.linear_1.", to="0.") | tensors.take("connector.linear_2.", to="2.")
-    return sequential(layers, activation=ACTIVATIONS[config.projector_hidden_act], origin=path)
+    return sequential(layers, origin=path, activation=ACTIVATIONS[config.projector_hidden_act], bias=config.multimodal_projector_bias)
 
 
 def _write_vision(tensors: Tensors, config: Any, processor: Mapping[str, Any], folder: Path, path: Path) -> None:

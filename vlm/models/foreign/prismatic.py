@@ -191,7 +191,7 @@ def _language(
         raise CheckpointError(f"{origin} lacks llm.model.embed_tokens.weight of the language model. It is not whole; copy it again.")
     spec = LANGUAGE[name]
     source = sources.language or str(spec.source)
-    tokenizer = read_tokenizer(sources.tokenizer or source, spec)
+    tokenizer = read_tokenizer(sources.tokenizer or source)
     if prompts.pad:
         tokenizer.add_special_tokens({"pad_token": prompts.pad})
     write_language(own, language_config(source, len(table)), tokenizer, folder / LANGUAGE_FOLDER, origin=origin)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.backbones.language.base import LanguageSpec, auto_tokenizer
+from vlm.backbones.language.base import tokenizer_at
 from vlm.backbones.loading import read_config, read_json
 from vlm.backbones.lora import is_lora
 from vlm.backbones.vision.base import VisionSpec
@@ -80,14 +80,14 @@ def write_folder(tensors: Mapping[str, Tensor], config: Any, folder: Path) -> No
     save_torch_state_dict({name: tensor.contiguous() for name, tensor in tensors.items()}, folder, max_shard_size=SHARD)
 
 
-def read_tokenizer(source: str, spec: LanguageSpec | None = None) -> Any:
+def read_tokenizer(source: str) -> Any:
     """The tokenizer of a folder or hub id.
 
     Raises:
         CheckpointError: If there is none.
     """
     try:
-        return auto_tokenizer(spec, source)  # type: ignore[arg-type]
+        return tokenizer_at(source)
     except CheckpointError as error:
         raise CheckpointError(str(error).replace("--model.language-source", "--language-source, or its tokenizer with --tokenizer-source")) from error
 

@@ -111,7 +111,7 @@ def _connector(folder: Path) -> tuple[str, dict[str, Tensor]]:
     if act not in ACTIVATIONS:
         raise CheckpointError(f"{folder} has a connector with activation {act!r}; known: {', '.join(ACTIVATIONS)}.")
     tensors = Tensors(read_folder(folder), folder)
-    name, state = sequential(tensors.take("model."), activation=ACTIVATIONS[act], origin=folder)
+    name, state = sequential(tensors.take("model."), origin=folder, activation=ACTIVATIONS[act], bias=values.get("bias", True))
     tensors.finish()
     return name, state
 
