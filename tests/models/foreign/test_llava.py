@@ -42,7 +42,9 @@ def compare(parts, ours, folder, square):
     return prompt
 
 
-@pytest.mark.parametrize(("layers", "kind", "name"), [(1, "linear", "linear"), (2, "mlp2x_gelu", "mlp2x-gelu"), (4, "mlp4x_gelu", "mlp:32x32x32@gelu")])
+@pytest.mark.parametrize(
+    ("layers", "kind", "name"), [(1, "linear", "linear"), (2, "mlp2x_gelu", "mlp2x-gelu"), (4, "mlp4x_gelu", "mlp:32x32x32@gelu")]
+)
 def test_logits_are_those_of_llava_with_each_projector(parts, write, ours, square, tmp_path, layers, kind, name):
     tiny = parts(layers=layers)
     done = import_llava(write(tiny, mm_projector_type=kind), tmp_path / "out", Sources())
@@ -147,7 +149,7 @@ def test_what_ours_cannot_be_is_refused(parts, write, tmp_path, values, match):
 
 
 def test_wrong_folders_and_surplus_tensors_are_named(parts, write, save, tmp_path):
-    with pytest.raises(CheckpointError, match="config.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"config.json cannot be read"):
         import_llava(tmp_path, tmp_path / "out", Sources())
     path = write(parts())
     weights = torch.load(path / "pytorch_model.bin", weights_only=True)
@@ -158,5 +160,5 @@ def test_wrong_folders_and_surplus_tensors_are_named(parts, write, save, tmp_pat
     with pytest.raises(CheckpointError, match="could not be loaded"):
         import_llava(path, tmp_path / "out", Sources())
     (path / "adapter_config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="holds a LoRA adapter. Merge it first"):
+    with pytest.raises(CheckpointError, match=r"holds a LoRA adapter. Merge it first"):
         import_llava(path, tmp_path / "out", Sources())

@@ -4,7 +4,6 @@ Where the checkpoint does not hold the vision backbone, it is the published one 
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +176,7 @@ def _published_language(values: Mapping[str, Any], sources: Sources, folder: Pat
         raise CheckpointError(
             f"{path} holds a projector alone, and names {source or 'no language model'}. Name its language model with --language-source."
         )
-    return frozen_language(
-        names[0] if names else f"hf:{source}", replace(sources, language=sources.language or (source if not names else "")), folder
-    )
+    return frozen_language(names[0] if names else f"hf:{source}", sources, folder)
 
 
 def _mode(path: Path, values: Mapping[str, Any], notes: list[str]) -> str:

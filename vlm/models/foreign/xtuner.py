@@ -5,7 +5,6 @@ Its own layout has the projector in `projector/`, what was trained of the vision
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,12 +191,14 @@ def _language(path: Path, sources: Sources, folder: Path) -> tuple[dict[str, Any
     if not source:
         raise CheckpointError(f"{path} holds no language model and names none, because it was frozen. Name it with --language-source.")
     names = [name for name, spec in LANGUAGE.items() if str(spec.source).lower() == source.lower()]
-    fields = frozen_language(names[0] if names else f"hf:{source}", replace(sources, language=sources.language), folder)
+    fields = frozen_language(names[0] if names else f"hf:{source}", sources, folder)
     tokenizer = read_tokenizer(sources.tokenizer or source)
     if not weights:
         return fields, tokenizer, {}, LoRAConfig()
     layers = sorted({name.split(".lora_")[0].split(".")[-1] for name in weights})
-    lora = LoRAConfig(rank=setting["r"], alpha=setting["lora_alpha"], dropout=setting["lora_dropout"], targets=rf".*\.({'|'.join(layers)})")
+    lora = LoRAConfig(
+        rank=setting["r"], alpha=float(setting["lora_alpha"]), dropout=float(setting["lora_dropout"]), targets=rf".*\.({'|'.join(layers)})"
+    )
     return fields, tokenizer, {f"model.{_with_name(name)}": tensor for name, tensor in weights.items()}, lora
 
 
