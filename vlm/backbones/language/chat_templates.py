@@ -212,4 +212,4 @@ def fit_template(template: ChatTemplate, tokenizer: Any) -> ChatTemplate:
 
 
 def _universal() -> list[str]:
-    return [name for name, template in TEMPLATES.items() if not template.stop]
+    return [name for name, template in TEMPLATES.items() if not template.stop and template not in FOREIGN]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vlm.backbones.language.base import tokenizer_at
@@ -67,17 +68,23 @@ def write_language(tensors: Mapping[str, Tensor], config: Any, tokenizer: Any, f
     check(tensors, expected, what="language model", origin=origin, remedy=LANGUAGE_REMEDY)
     config.architectures = [type(model).__name__]
     write_folder(tensors, config, folder)
+    tokenizer.clean_up_tokenization_spaces = False  # which transformers ignores for these tokenizers, with a warning at every use
     tokenizer.save_pretrained(str(folder))
 
 
 def write_folder(tensors: Mapping[str, Tensor], config: Any, folder: Path) -> None:
     """Weights, in shards where they are large, and config."""
-    from huggingface_hub import save_torch_state_dict
+    from huggingface_hub import split_torch_state_dict_into_shards
 
     folder.mkdir(parents=True)
     config.dtype = next(iter(tensors.values())).dtype
     config.save_pretrained(str(folder))
-    save_torch_state_dict({name: tensor.contiguous() for name, tensor in tensors.items()}, folder, max_shard_size=SHARD)
+    plan = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=SHARD)
+    for file, names in plan.filename_to_tensors.items():
+        save_file({name: tensors[name].contiguous() for name in names}, folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def read_tokenizer(source: str) -> Any:
