@@ -83,8 +83,7 @@ def encode_chat(
     trained = _trained(starts, ends, ids, spans, template, tokenizer) & answered
     placeholders = sum(span.text.count(IMAGE_PLACEHOLDER) for span in spans)
     if template.image_place == "first-token" and (placeholders := count_placeholders(messages)):
-        _refuse_several_images(placeholders, template)
-        ids, starts, trained = _with_first_image(ids, starts, trained, image_token_id)
+        ids, starts, trained = _with_first_image(ids, starts, trained, placeholders, template, image_token_id)
     is_image = ids == image_token_id
     _check_images(placeholders, int(is_image.sum()), tokens_per_image)
     repeats = np.ones(len(ids), dtype=np.int64)
@@ -92,28 +91,26 @@ def encode_chat(
     labels = np.where(trained & ~is_image, ids, IGNORE_INDEX)
     length, kept = int(repeats.sum()), len(ids)
     if max_length is not None and length > max_length:
-        lengths = repeats.cumsum()
-        turns = _turns_that_fit(messages, spans, starts, lengths, max_length)
+        turns = _turns_that_fit(messages, spans, starts, lengths := repeats.cumsum(), max_length)
         if turns < len(messages):
-            counts = tokens_per_image[: count_placeholders(messages[:turns])]
             shorter = encode_chat(
                 messages[:turns],
                 template=template,
                 tokenizer=tokenizer,
                 image_token_id=image_token_id,
-                tokens_per_image=counts,
+                tokens_per_image=tokens_per_image[: count_placeholders(messages[:turns])],
                 max_length=max_length,
             )
             return replace(shorter, dropped_turns=shorter.dropped_turns + len(messages) - turns)
         kept = _tokens_that_fit(messages, labels, lengths, max_length)
         ids, labels, is_image, repeats = ids[:kept], labels[:kept], is_image[:kept], repeats[:kept]
-    hidden = (ids.repeat(repeats) == tokenizer.eos_token_id).nonzero()[0] if template.hides_ends and trained.any() else ()
+    ids = ids.repeat(repeats)
     return Encoded(
-        ids=torch.from_numpy(ids.repeat(repeats)),
+        ids=torch.from_numpy(ids),
         labels=torch.from_numpy(labels.repeat(repeats)),
         num_images=int(is_image.sum()),
         cut_tokens=length - int(repeats.sum()),
-        hidden=tuple(map(int, hidden)),
+        hidden=tuple((ids == tokenizer.eos_token_id).nonzero()[0].tolist()) if template.hides_ends and answered else (),
     )
 
 
@@ -163,16 +160,19 @@ def _tokenize_text(text: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     return ids, np.fromiter(chain.from_iterable(encoding["offset_mapping"]), dtype=np.int64, count=2 * len(ids)).reshape(-1, 2)
 
 
-def _refuse_several_images(count: int, template: ChatTemplate) -> None:
-    if count > 1:
+def _with_first_image(
+    ids: np.ndarray, starts: np.ndarray, trained: np.ndarray, placeholders: int, template: ChatTemplate, image_token_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The picture behind the first token, whose own label is lost.
+
+    Raises:
+        DataFormatError: If there are several pictures.
+    """
+    if placeholders > 1:
         raise DataFormatError(
-            f"Chat template {template.name!r} puts the picture behind the first token, so a conversation has one at most; this one has {count}. "
+            f"Chat template {template.name!r} puts the picture behind the first token, so a conversation has one at most; this one has {placeholders}. "
             "Ask about one picture, or use another template."
         )
-
-
-def _with_first_image(ids: np.ndarray, starts: np.ndarray, trained: np.ndarray, image_token_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The picture behind the first token, whose own label is lost."""
     place = min(1, len(ids))
     trained = trained.copy()
     trained[:place] = False

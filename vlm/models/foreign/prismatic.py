@@ -221,7 +221,7 @@ def _vision(modules: Mapping[str, Tensors], model: Mapping[str, Any], sources: S
         family = part.split("-")[0]
         if family not in HALF_NAMES:
             if trained or sources.vision:
-                raise CheckpointError(f"A vision backbone {name!r} is imported from the registry alone: leave --vision-source out, and train it not.")
+                raise CheckpointError(f"The vision backbone {name!r} is imported as published alone, neither trained nor from a --vision-source.")
             return {"vision": VISION.resolve(name)}
         tower = _tower_of(part, family, fused=bool(spec.parts))
         half = HALF_NAMES[family] if spec.parts else ""
