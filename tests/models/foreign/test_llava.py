@@ -139,6 +139,7 @@ def test_prompts_are_those_of_the_conversation_modes(name):
         ({"kind": "llava_mpt"}, "language model of type 'llava_mpt'"),
         ({"mm_vision_tower": "some/where-else"}, "No vision backbone is known that is loaded from 'some/where-else'"),
         ({"hidden_size": 48}, r"has shape .* expected .* Name the language model"),
+        ({"hidden_size": "wide"}, "makes no model"),
     ],
 )
 def test_what_ours_cannot_be_is_refused(parts, write, tmp_path, values, match):

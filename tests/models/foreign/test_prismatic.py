@@ -336,6 +336,15 @@ def test_missing_and_other_towers_are_named(tmp_path):
     refuse(GOLDEN / VICUNA, tmp_path / "out", "There is no folder", vision=str(tmp_path / "none"))
     refuse(GOLDEN / VICUNA, tmp_path / "out", "of the language model. Name the language model", language=str(GOLDEN / "phi2" / "llm"))
     refuse(GOLDEN / VICUNA, tmp_path / "out", "No tokenizer at", tokenizer=str(tmp_path))
+    with pytest.raises(CheckpointError, match="a grid of 4 x 4 patches, pictures of 224 px have 14 x 14"):
+        import_prismatic(
+            GOLDEN / FULL, tmp_path / "out", Sources(language=str(GOLDEN / "vicuna" / "llm"), tokenizer=str(GOLDEN / "vicuna" / "tokenizer"))
+        )
+    heads = tmp_path / "heads"
+    shutil.copytree(GOLDEN / "towers", heads)
+    values = json.loads((heads / "siglip.json").read_text(encoding="utf-8")) | {"num_heads": 7}
+    (heads / "siglip.json").write_text(json.dumps(values), encoding="utf-8")
+    refuse(GOLDEN / VICUNA, tmp_path / "out", "config of the vision backbone of .* makes no model", vision=str(heads))
     shutil.copytree(GOLDEN / VICUNA, tmp_path / "out")
     with pytest.raises(CheckpointError, match="exists"):
         import_prismatic(GOLDEN / VICUNA, tmp_path / "out", sources(VICUNA))

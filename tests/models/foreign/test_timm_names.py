@@ -70,7 +70,7 @@ def test_position_embeddings_are_resized_as_timm_does_on_loading(tmp_path):
     small.load_state_dict(state)
     assert torch.equal(resized(large.state_dict()["pos_embed"], 4), state["pos_embed"])
     pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
-    torch.testing.assert_close(load(written(large, "dinov2", tmp_path / "tower"))(pixels), features(small, pixels), atol=1e-5, rtol=0)
+    torch.testing.assert_close(load(written(large, "dinov2", tmp_path / "tower", resizes=True))(pixels), features(small, pixels), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -90,5 +90,7 @@ def test_what_is_no_vision_transformer_is_named(tmp_path):
     state = theirs("siglip").state_dict() | {"blocks.0.attn.q_norm.weight": torch.zeros(8)}
     with pytest.raises(CheckpointError, match=r"x holds blocks.0.attn.q_norm.weight"):
         from_timm(state, tower_of("siglip"), origin="x")
+    with pytest.raises(CheckpointError, match="a grid of 4 x 4 patches, pictures of 64 px have 8 x 8"):
+        from_timm(theirs("siglip").state_dict(), tower_of("siglip", image_size=64), origin="x")
     with pytest.raises(CheckpointError, match="features of block 2 of 3"):
         described(tower_of("siglip"), {"depth": 3, "feature_block": 2}, origin="x")

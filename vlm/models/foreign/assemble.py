@@ -107,7 +107,13 @@ def finish(folder: Path, config: VisionLanguageConfig, connector: Mapping[str, T
     model = build(checkpoint.anchored(config, folder), precision="bf16")  # fingerprints are of values in bf16; half the memory
     state = {f"connector.{name}": tensor for name, tensor in connector.items()} | {f"language.{name}": t for name, t in (adapters or {}).items()}
     expected = checkpoint.trained_state(model)
-    check(state, expected, what="connector", origin=folder, remedy="Name the towers that it was trained with.")
+    check(
+        state,
+        expected,
+        what="connector, or of the adapter," if adapters else "connector",
+        origin=folder,
+        remedy="Name the towers that it was trained with.",
+    )
     checkpoint.write_model(state, checkpoint.model_values(model, config), folder)
 
 
@@ -170,7 +176,7 @@ def frozen_language(name: str, sources: Sources, folder: Path) -> dict[str, Any]
         return {"language": f"hf:{_place(source)}"}
     if not sources.tokenizer and _is_what_it_says(spec, source):
         return {"language": LANGUAGE.resolve(name), "language_source": _place(sources.language)}
-    tensors = read_folder(Path(source))
+    tensors = read_folder(source)
     rows = next((len(tensor) for key, tensor in tensors.items() if key.endswith("embed_tokens.weight")), 0)
     tokenizer = read_tokenizer(sources.tokenizer or source)
     write_language(tensors, language_config(source, rows), tokenizer, folder / LANGUAGE_FOLDER, origin=Path(source))

@@ -28,7 +28,7 @@ from vlm.models.foreign.assemble import (
     sequential,
     writing,
 )
-from vlm.models.foreign.tensors import Tensors, read_folder
+from vlm.models.foreign.tensors import Tensors, one_line, read_folder
 from vlm.models.foreign.towers import (
     drop_tokens,
     image_processor,
@@ -94,7 +94,8 @@ def _read(path: Path) -> Any:
         kind = values.get("model_type", "unknown")
         hint = "Try `vlm import llava`." if "mm_projector_type" in values or "mm_vision_tower" in values else "Name a folder that transformers saved."
         raise CheckpointError(f"{path} is of type {kind!r} in a layout that is not that of LlavaForConditionalGeneration. {hint}")
-    config = transformers.LlavaConfig.from_dict(values)
+    with one_line(str(path / "config.json")):
+        config = transformers.LlavaConfig.from_dict(values)
     if not isinstance(config.vision_feature_layer, int):
         raise CheckpointError(f"{path} joins features of the layers {config.vision_feature_layer}; one layer is supported.")
     if config.projector_hidden_act not in ACTIVATIONS:

@@ -29,7 +29,7 @@ from vlm.models.foreign.assemble import (
     sequential,
     writing,
 )
-from vlm.models.foreign.tensors import Tensors, read_folder, read_pickle
+from vlm.models.foreign.tensors import Tensors, one_line, read_folder, read_pickle
 from vlm.models.foreign.towers import (
     drop_tokens,
     image_processor,
@@ -161,7 +161,8 @@ def _language(tensors: Tensors, values: Mapping[str, Any], sources: Sources, fol
         raise CheckpointError(f"{path} lacks model.embed_tokens.weight of its language model. It is not whole; copy it again.")
     own = {key: value for key, value in values.items() if not key.startswith(NOT_OF_THE_LANGUAGE_MODEL)}
     kind = str(values["model_type"])
-    config = transformers.AutoConfig.for_model(BASES.get(kind, kind), **(own | {"vocab_size": len(table)}))
+    with one_line(str(path / "config.json")):
+        config = transformers.AutoConfig.for_model(BASES.get(kind, kind), **(own | {"vocab_size": len(table)}))
     tokenizer = read_tokenizer(sources.tokenizer or str(path))
     write_language(weights, config, tokenizer, folder / LANGUAGE_FOLDER, origin=path)
     return {"language": INSIDE_LANGUAGE}

@@ -5,7 +5,7 @@ then vision backbone, as the stage had it. Pictures go behind the first token; s
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +243,7 @@ def _tower_of(part: str, family: str, *, fused: bool) -> Tower:
         act="quick_gelu" if family == "clip" and not fused else "gelu",
         image_size=spec.image_size,
         epsilon=1e-5 if family == "clip" else 1e-6,
+        resizes=family == "dinov2",
     )
 
 
@@ -261,7 +262,7 @@ def _write_tower(trained: Mapping[str, Tensor] | None, tower: Tower, spec: Visio
     file, description = _timm_files(Path(source), half) if source and (Path(source).is_file() or is_folder(source)) else (None, {})
     statistics = statistics_of(spec) | {f"image_{key}": list(description[key]) for key in ("mean", "std") if key in description}
     if trained is not None:
-        tensors, config = from_timm(trained, described(tower, description, origin=source), origin=origin)
+        tensors, config = from_timm(trained, replace(described(tower, description, origin=source), resizes=False), origin=origin)
     elif file is not None:
         tensors, config = from_timm(_read_timm(file), described(tower, description, origin=source), origin=file)
         origin = file

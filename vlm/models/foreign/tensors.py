@@ -4,7 +4,8 @@ Knows no format; a format says which names belong to which part.
 """
 
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vlm.backbones.weight_files import read_tensors
-from vlm.errors import CheckpointError
+from vlm.errors import CheckpointError, VLMError
 
 SHOWN = 4  # names that a message lists
 BUFFERS = (".inv_freq", ".position_ids", ".masked_bias")  # that old transformers stored, computed anew since
@@ -86,6 +87,23 @@ def read_folder(folder: Path | str) -> dict[str, Tensor]:
         CheckpointError: If there are none, or they cannot be read.
     """
     return read_tensors(folder, lambda _: True)
+
+
+@contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """What a library says of a config that it cannot make sense of, in one line.
+
+    Raises:
+        CheckpointError: If it says anything.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except VLMError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise CheckpointError(f"{what} makes no model ({' '.join(str(error).split())[:200]}). Compare it with the one that was trained.") from error
 
 
 def listed(names: Iterable[str]) -> str:

@@ -60,6 +60,7 @@ class Tower:
         act: Activation, by transformers' name.
         image_size: Side of the pictures, in pixels.
         epsilon: Of the layer norms.
+        resizes: Whether position embeddings of another grid are brought to the size of the pictures, as timm does it with published weights.
     """
 
     family: str
@@ -67,6 +68,7 @@ class Tower:
     act: str
     image_size: int
     epsilon: float
+    resizes: bool = False
 
 
 def described(tower: Tower, values: Mapping[str, Any], *, origin: Any) -> Tower:
@@ -103,13 +105,19 @@ def from_timm(tensors: Mapping[str, Tensor], tower: Tower, *, origin: Any) -> tu
         position = tensors["pos_embed"]
     except KeyError as error:
         raise CheckpointError(f"{origin} lacks {error.args[0]}: it is no vision transformer of timm. Name another --vision-source.") from None
+    side, own = tower.image_size // patch.shape[-1], math.isqrt(position.shape[1])
+    if own != side and not tower.resizes:
+        raise CheckpointError(
+            f"{origin} has position embeddings for a grid of {own} x {own} patches, pictures of {tower.image_size} px have {side} x {side}. "
+            "Say the tower's sizes in a JSON file beside its weights, and name them with --vision-source."
+        )
     depth = 1 + max(int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name)))
     width, patch_size = patch.shape[0], patch.shape[-1]
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name not in ("pos_embed", "cls_token") or (name == "cls_token" and tower.family == "dinov2"):
             renamed |= _renamed(name, tensor, tower.family, origin)
-    renamed |= _positions(position, tensors, tower, tower.image_size // patch_size)
+    renamed |= _positions(position, tensors, tower, side)
     if "head.attention.q.weight" in renamed:
         renamed |= _pooling(renamed)
     values = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": tower.num_heads, "patch_size": patch_size}

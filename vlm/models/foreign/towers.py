@@ -15,7 +15,7 @@ from vlm.backbones.lora import is_lora
 from vlm.backbones.vision.base import VisionSpec
 from vlm.backbones.vision.huggingface import FAMILIES, FILTERS, FUSED, PREFIX_TOKENS
 from vlm.errors import CheckpointError
-from vlm.models.foreign.tensors import check
+from vlm.models.foreign.tensors import check, one_line
 
 SHARD = "5GB"
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
@@ -54,7 +54,7 @@ def write_language(tensors: Mapping[str, Tensor], config: Any, tokenizer: Any, f
     """
     import transformers
 
-    with torch.device("meta"):
+    with one_line(f"The config of the language model of {origin}"), torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     expected = model.state_dict()
     tensors = dict(tensors)
@@ -116,7 +116,7 @@ def write_vision(tensors: Mapping[str, Tensor], config: Any, statistics: Mapping
 
     if config.model_type not in FAMILIES:
         raise CheckpointError(f"{origin} has a vision backbone of type {config.model_type!r}; known: {', '.join(FAMILIES)}.")
-    with torch.device("meta"):
+    with one_line(f"The config of the vision backbone of {origin}"), torch.device("meta"):
         model = transformers.AutoModel.from_config(config)
     check(tensors, model.state_dict(), what="vision backbone", origin=origin, remedy=VISION_REMEDY)
     config.architectures = [type(model).__name__]

@@ -135,7 +135,7 @@ def _published(source: str) -> dict[str, Tensor]:
     """The vision backbone of a folder or hub id, whether it lies there alone or beside a text tower."""
     return {
         name.removeprefix("vision_model."): tensor
-        for name, tensor in read_folder(Path(source) if is_folder(source) else source).items()
+        for name, tensor in read_folder(source).items()
         if not name.startswith(("text_model.", "text_projection.", "visual_projection.", "logit_scale"))
     }
 
