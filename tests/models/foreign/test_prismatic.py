@@ -2,13 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 import vlm
+from vlm.backbones.language import LANGUAGE
+from vlm.backbones.language.chat_templates import find_template, fit_template
 from vlm.backbones.lora import fold
 from vlm.data.chat import encode_chat
 from vlm.data.image import load_image, load_tiles, to_tiles
@@ -184,8 +191,6 @@ def test_trained_vision_backbone_is_not_lost(opened):
 
 @torch.no_grad()
 def test_captions_of_the_align_stage_have_the_originals_ids_labels_and_loss(opened):
-    from vlm.backbones.language.chat_templates import find_template, fit_template
-
     for run in FINETUNED:
         model, expected = opened(run), golden(run)
         name = PROMPTS[json.loads((GOLDEN / run / "config.json").read_text(encoding="utf-8"))["model"]["llm_backbone_id"]].caption
@@ -206,8 +211,6 @@ def test_align_run_describes_pictures_with_the_base_language_model(opened):
     stored = torch.load(GOLDEN / ALIGN / "checkpoints" / "latest-checkpoint.pt", weights_only=True)["model"]["projector"]
     assert torch.equal(model.connector.readout.weight, stored["projector.2.weight"])
     base = model.language.model.get_input_embeddings().weight
-    from safetensors.torch import load_file
-
     assert torch.equal(base, load_file(GOLDEN / "vicuna" / "llm" / "model.safetensors")["model.embed_tokens.weight"])
 
 
@@ -244,8 +247,6 @@ def test_letterbox_and_pad_agree_on_even_differences(opened):
     model = opened(VICUNA)
     picture = load_image(GOLDEN / "data" / rows()[0]["image"])
     assert model.image_policy.mode == "letterbox"
-    from dataclasses import replace
-
     assert torch.equal(to_tiles(picture, model.image_policy)[0], to_tiles(picture, replace(model.image_policy, mode="pad"))[0])
 
 
@@ -348,3 +349,82 @@ def test_missing_and_other_towers_are_named(tmp_path):
     shutil.copytree(GOLDEN / VICUNA, tmp_path / "out")
     with pytest.raises(CheckpointError, match="exists"):
         import_prismatic(GOLDEN / VICUNA, tmp_path / "out", sources(VICUNA))
+
+
+# What the golden runs lack: towers side by side, the projector of three layers, Phi-3 under an adapter.
+
+
+SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 0}
+KINDS = {"dino": {"reg_tokens": 4, "no_embed_class": True, "init_values": 0.5}, "siglip": {"class_token": False, "global_pool": "map"}}
+STATISTICS = {"dino": ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)), "siglip": ((0.5,) * 3, (0.5,) * 3)}
+FORK = {"model_id": "dino-siglip-phi3-lora-model", "vision_backbone_id": "dinosiglip-vit-so-384px", "llm_backbone_id": "phi3_base"}
+FORK |= {"arch_specifier": "no-align+fused-gelu-mlp", "image_resize_strategy": "resize-naive"}
+
+
+def random(module: nn.Module):
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return module.eval()
+
+
+def phi_3():
+    """A tiny Phi-3 under an adapter, and a tokenizer that puts BOS first."""
+    values = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+    config = transformers.Phi3Config(**values, vocab_size=384, max_position_embeddings=512, bos_token_id=0, eos_token_id=2, pad_token_id=2)
+    setting = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["qkv_proj", "o_proj", "gate_up_proj", "down_proj"])
+    tokenizer = LANGUAGE["tiny-llama"].tokenizer(LANGUAGE["tiny-llama"], None)
+    tokenizer.eos_token = "<|endoftext|>"
+    return random(peft.get_peft_model(transformers.Phi3ForCausalLM(config), setting)), config, tokenizer
+
+
+def write_sources(folder: Path, towers: dict[str, nn.Module], *, empty: bool) -> None:
+    """The frozen towers with their arguments; with `empty` weights of zero, so that it is seen if they are taken."""
+    folder.mkdir()
+    for name, tower in towers.items():
+        weights = {key: value * (not empty) for key, value in tower.state_dict().items()}
+        save_file(weights, folder / f"{name}.safetensors")
+        mean, std = STATISTICS[name]
+        (folder / f"{name}.json").write_text(json.dumps(SIZE | {"mean": mean, "std": std}), encoding="utf-8")
+
+
+def write_fork(folder: Path, projector: nn.Module, llm: nn.Module, towers: dict[str, nn.Module]) -> Path:
+    modules = {"projector": {f"projector.{name}": tensor for name, tensor in projector.state_dict().items()}}
+    modules["llm_backbone"] = {f"llm.{name}": tensor for name, tensor in llm.state_dict().items()}
+    if towers:
+        modules["vision_backbone"] = {
+            f"{name}_featurizer.{key}": value for name, tower in towers.items() for key, value in tower.state_dict().items()
+        }
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save({"model": modules}, folder / "checkpoints" / "latest-checkpoint.pt")
+    (folder / "config.json").write_text(json.dumps({"model": FORK}), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's look at transformers
+@pytest.mark.parametrize("trained", [False, True])
+@torch.no_grad()
+def test_phi_3_fork_with_two_towers_and_an_adapter(ours, square, tmp_path, trained):
+    timm = pytest.importorskip("timm.models.vision_transformer")
+    towers = {name: random(timm.VisionTransformer(**(SIZE | kind))) for name, kind in KINDS.items()}
+    projector = random(nn.Sequential(nn.Linear(32, 128), nn.GELU(), nn.Linear(128, 32), nn.GELU(), nn.Linear(32, 32)))
+    llm, config, tokenizer = phi_3()
+    source = tmp_path / "sources"
+    write_sources(source, towers, empty=trained)
+    config.save_pretrained(str(source))
+    tokenizer.save_pretrained(str(source))
+    run = write_fork(tmp_path / "run", projector, llm, towers if trained else {})
+
+    done = import_prismatic(run, tmp_path / "out", Sources(vision=str(source), language=str(source)), lora_alpha=8.0)
+    assert (done.config.connector, done.config.template, done.config.lora.language.rank) == ("fused-mlp", "prism-lora-phi-3", 4)
+    model = vlm.load(done.folder, device="cpu", precision="fp32")
+    logits, text = ours(model, "What colour is it?\n<image>", square)
+    assert text.startswith("<s><s><|system|>\nYou are a helpful") and text.endswith("<|end|>\n<|user|>\nWhat colour is it?<|end|>\n<|Assistant|>\n")
+
+    pixels = to_tiles(square, model.image_policy)[0]
+    features = []
+    for name, tower in towers.items():
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in STATISTICS[name])
+        features += tower.get_intermediate_layers((pixels / 255 - mean) / std, n=[1])
+    embeds = llm.get_input_embeddings()(tokenizer(text.removeprefix("<s>"), return_tensors="pt").input_ids)
+    fused = torch.cat([embeds[:, :1], projector(torch.cat(features, dim=2)), embeds[:, 1:]], dim=1)
+    torch.testing.assert_close(logits, llm(inputs_embeds=fused).logits[0], atol=1e-5, rtol=0)

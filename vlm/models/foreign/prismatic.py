@@ -288,8 +288,8 @@ def _timm_files(source: Path, half: str) -> tuple[Path | None, dict[str, Any]]:
         return source, _arguments(source)
     if half and (source / half).is_dir():
         return _timm_files(source / half, "")
-    config = source / "config.json"
-    if config.is_file():
+    config, named = source / "config.json", source / f"{half}.safetensors"
+    if config.is_file() and not named.is_file():
         values = read_json(config)
         return (source / "model.safetensors", {}) if "architecture" in values else (None, {})
     files = sorted(source.glob(f"{half or '*'}.safetensors"))
