@@ -85,8 +85,8 @@ def from_config_file(source: str) -> VisionSpec:
         image_size=config.image_size,
         num_patches=(config.image_size // config.patch_size) ** 2 + own - dropped,
         num_parameters=0,
-        mean=tuple(statistics.get("image_mean", family.mean)),
-        std=tuple(statistics.get("image_std", family.std)),
+        mean=_three(statistics.get("image_mean", family.mean), source),
+        std=_three(statistics.get("image_std", family.std), source),
         resample=FILTERS.get(statistics.get("resample", 3), "bicubic"),
         lora_targets=family.lora_targets,
         license="see the model's page",
@@ -105,6 +105,13 @@ def _statistics(source: str) -> dict[str, Any]:
 
     found = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     return json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+
+
+def _three(values: Any, source: str) -> tuple[float, float, float]:
+    if not isinstance(values, list | tuple) or len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+        raise CheckpointError(f"The preprocessor_config.json of {source} has {values!r} for image_mean or image_std; expected three numbers.")
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def _fused(folder: Path, values: Mapping[str, Any]) -> VisionSpec:
