@@ -48,6 +48,9 @@ def test_statistics_and_tokens_to_drop_come_from_the_folder(tiles, tmp_path):
     assert (spec.mean, spec.resample, spec.num_patches) == ((0.1, 0.2, 0.3), "bilinear", 15)
     tower.normalize = type(tower.normalize)(replace(VISION["tiny-siglip"], mean=spec.mean, std=(1.0, 1.0, 1.0)))
     torch.testing.assert_close(load(tmp_path)(tiles(32)), tower(tiles(32))[:, 1:])
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"resample": 1}))
+    with pytest.raises(CheckpointError, match=r"resizes with PIL's filter 1; known: 2 \(bilinear\), 3 \(bicubic\)"):
+        VISION[f"hf:{tmp_path}"]
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": 0.5}))
     with pytest.raises(CheckpointError, match=r"has 0.5 for image_mean or image_std; expected three numbers"):
         VISION[f"hf:{tmp_path}"]

@@ -87,7 +87,7 @@ def from_config_file(source: str) -> VisionSpec:
         num_parameters=0,
         mean=_three(statistics.get("image_mean", family.mean), source),
         std=_three(statistics.get("image_std", family.std), source),
-        resample=FILTERS.get(statistics.get("resample", 3), "bicubic"),
+        resample=_filter(statistics.get("resample", 3), source),
         lora_targets=family.lora_targets,
         license="see the model's page",
         paper="",
@@ -112,6 +112,12 @@ def _three(values: Any, source: str) -> tuple[float, float, float]:
         raise CheckpointError(f"The preprocessor_config.json of {source} has {values!r} for image_mean or image_std; expected three numbers.")
     red, green, blue = map(float, values)
     return red, green, blue
+
+
+def _filter(number: Any, source: str) -> Literal["bicubic", "bilinear"]:
+    if number not in FILTERS:
+        raise CheckpointError(f"The preprocessor_config.json of {source} resizes with PIL's filter {number!r}; known: 2 (bilinear), 3 (bicubic).")
+    return FILTERS[number]
 
 
 def _fused(folder: Path, values: Mapping[str, Any]) -> VisionSpec:
