@@ -20,6 +20,7 @@ COMMANDS = {
     "serve": "Serve a trained model: OpenAI's chat completions over HTTP, and a page to chat.",
     "evaluate": "Measure models: VQAv2, GQA, POPE, captions and others, your own questions; zero-shot classification, retrieval.",
     "report": "Write one HTML page about a run, or about several compared.",
+    "import": "Write a checkpoint of Prismatic, LLaVA, transformers or xtuner as one of ours.",
     "merge": "Fold a trained model's adapters into its weights.",
 }
 

@@ -57,6 +57,12 @@ class ChatTemplate:
         tool_start: Opens results that follow one another, for families that put them into one turn.
         tool_end: Closes them.
         stop: Tokens that end an answer at inference, beside the tokenizer's EOS token.
+        image_place: Where a picture goes: `text`, where its placeholder stands, or `first-token`, behind the first token of the conversation, which is
+            BOS where the tokenizer has one, whatever the text says (Prismatic); then placeholders and outer white space are taken out of the turns,
+            and a conversation has one picture at most.
+        tokenized: What is tokenized at once: `whole`, the conversation; `turns`, each turn by itself, so that a space at the end of a prompt stays a
+            token of its own; `stripped-turns`, each turn without white space at its end.
+        hides_ends: Hide end tokens of answers from later tokens in training, as code does that takes its EOS token for padding.
         bos: What `{bos}` stands for.
         eos: What `{eos}` stands for.
     """
@@ -74,6 +80,9 @@ class ChatTemplate:
     tool_start: str = ""
     tool_end: str = ""
     stop: tuple[str, ...] = ()
+    image_place: Literal["text", "first-token"] = "text"
+    tokenized: Literal["whole", "turns", "stripped-turns"] = "whole"
+    hides_ends: bool = False
     bos: str = ""
     eos: str = ""
 
@@ -91,6 +100,8 @@ class ChatTemplate:
         """
         if messages and messages[0].role == "document":
             return self._document(messages)
+        if self.image_place == "first-token":
+            messages = [replace(message, text=message.text.replace(IMAGE_PLACEHOLDER, "").strip()) for message in messages]
         system, turns = self._split_system(messages)
         spans = [Span(self._fill(self.start), False)]
         if system is not None and self.system:
@@ -110,6 +121,18 @@ class ChatTemplate:
             turn = self._tool_turn(message.text, before, after) if is_tool else self._user_turn(message.text, system if i == 0 else None)
             spans += [Span(turn, False), Span("" if is_tool and after == "tool" else self._fill(self.assistant_start), False)]
         return [span for span in spans if span.text or span.trained]
+
+    def chunks(self, spans: Sequence[Span]) -> list[list[Span]]:
+        """A written conversation in the pieces that are tokenized at once; see `tokenized`."""
+        if self.tokenized == "whole":
+            return [list(spans)]
+        chunks: list[list[Span]] = []
+        for i, span in enumerate(spans):
+            is_behind_start = i == 1 and spans[0].text == self._fill(self.start)
+            if not chunks or span.trained or spans[i - 1].trained or is_behind_start:
+                chunks.append([])
+            chunks[-1].append(span)
+        return chunks
 
     def _document(self, messages: Sequence[Message]) -> list[Span]:
         if len(messages) > 1:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from vlm.messages import ChatTemplate
@@ -47,7 +47,7 @@ class TokensPerTile:
         return layout.num_tiles * self.count
 
 
-ResizeMode = Literal["squash", "crop", "pad"]
+ResizeMode = Literal["squash", "crop", "pad", "letterbox"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class ImagePolicy:
 
     Attributes:
         size: Side of a tile, in pixels.
-        mode: squash (ignore the aspect ratio), crop (short side to `short_side`, center crop), or pad (to a square of `fill`, then resize).
+        mode: squash (ignore the aspect ratio), crop (short side to `short_side`, center crop), pad (to a square of `fill`,
+            then resize), or letterbox (equal borders of `fill` on both sides, so that an odd difference leaves a pixel, then crop, as in Prismatic).
         resample: Filter of the resize, by PIL's name.
         fill: RGB color of the padding, 0 to 255.
         reduced_jpeg: Decode JPEG files at a fraction of their size where that is still above what it is resized to: faster, and the pixels differ slightly.
@@ -83,11 +84,13 @@ class Documents:
             padding belongs to the document of its row where each row is one, and is one of its own where rows are packed.
         positions: Position of each token in its conversation, from 0; the first token of a branch follows its prefix.
         prefix: For message trees, the document whose tokens document i sees as well, or -1; None where no document has one.
+        hidden: Tokens that no token attends to, not even themselves; None where there are none. Only where every row is one document.
     """
 
     starts: Int[Tensor, " documents_plus_1"]
     positions: Int[Tensor, "B T"]
     prefix: Int[Tensor, " documents"] | None = None
+    hidden: Bool[Tensor, "B T"] | None = None
 
     @classmethod
     def one_per_row(cls, rows: int, length: int, *, device: torch.device | str = "cpu") -> "Documents":

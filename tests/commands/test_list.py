@@ -51,7 +51,7 @@ def test_presets_are_listed_by_model_below_their_source(capsys):
 @pytest.mark.parametrize(
     ("kind", "forms"),
     [
-        ("vision", "fused:<a>+<b>, timm:<name>"),
+        ("vision", "fused:<a>+<b>, hf:<id or folder>, timm:<name>"),
         ("language", "hf:<id or folder>"),
         ("image", "fused:<a>+<b>, open-clip:<model>:<weights>-image"),
         ("connectors", "mlp:<width>x<width>@<activation>"),

@@ -223,3 +223,16 @@ def test_size_from_the_head_is_that_of_the_upright_picture(tmp_path: Path, orien
     Image.new("RGB", (30, 20)).save(path, exif=exif)
     upright = load_image(path)
     assert picture_size(path) == (upright.height, upright.width)
+
+
+@pytest.mark.parametrize("size", [(50, 31), (31, 50), (40, 40), (47, 24), (33, 32)])
+def test_letterbox_is_prismatics(size: tuple[int, int]):
+    """`LetterboxPad`, then Resize and CenterCrop of torchvision; an odd difference leaves the padded picture a pixel short of a square."""
+    transforms = pytest.importorskip("torchvision.transforms")
+    picture, longest = noise(*size), max(size)
+    across, down = (int((longest - length) / 2) for length in picture.size)
+    padded = transforms.functional.pad(picture, (across, down, across, down), fill=(122, 116, 104), padding_mode="constant")
+    resized = transforms.Resize(32, interpolation=transforms.InterpolationMode.BICUBIC)(padded)
+    expected = np.array(transforms.CenterCrop(32)(resized))
+    tiles, _ = to_tiles(picture, ImagePolicy(size=32, mode="letterbox", fill=(122, 116, 104)))
+    assert np.array_equal(tiles[0].permute(1, 2, 0).numpy(), expected)

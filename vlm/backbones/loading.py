@@ -1,5 +1,6 @@
 """Loading of towers from the hub, from a folder or at random, with errors that say what to do. Knows no family."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -98,6 +99,21 @@ def is_folder(source: str | Path) -> bool:
     if isinstance(source, Path) or source.startswith((".", "~", "/")) or source.count("/") > 1:
         raise CheckpointError(f"There is no folder {str(source)!r}. {REMEDY}")
     return False
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: If there is no such file, or it holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}. Name the folder that holds it, or complete it.") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a {type(values).__name__}; expected an object.")
+    return values
 
 
 def check_architecture(config: Any, expected: Mapping[str, Any], source: str | Path) -> None:

@@ -30,6 +30,7 @@ class Encoded:
         num_images: How many pictures are still used: the first ones, as truncation takes from the end.
         dropped_turns: Messages that truncation left out.
         cut_tokens: Tokens that truncation cut from the end of what stayed.
+        hidden: Places of tokens that no token attends to.
     """
 
     ids: Int[Tensor, " T"]
@@ -37,6 +38,7 @@ class Encoded:
     num_images: int
     dropped_turns: int = 0
     cut_tokens: int = 0
+    hidden: tuple[int, ...] = ()
 
     @property
     def num_labels(self) -> int:
@@ -76,38 +78,39 @@ def encode_chat(
         DataFormatError: If placeholders and pictures differ in number, roles do not alternate, or what must stay is longer than `max_length`.
         ConfigError: If the tokenizer is not fast, has no `<image>` token, or has a token that crosses the border of a trained stretch.
     """
-    spans = template.render(messages)
-    text = "".join(span.text for span in spans)
-    ids, offsets = _tokenize(text, tokenizer)
+    spans, answered = template.render(messages), messages[-1].role in ("assistant", "document")
+    ids, starts, ends = _tokenize(spans, template, tokenizer)
+    trained = _trained(starts, ends, ids, spans, template, tokenizer) & answered
+    placeholders = sum(span.text.count(IMAGE_PLACEHOLDER) for span in spans)
+    if template.image_place == "first-token" and (placeholders := count_placeholders(messages)):
+        ids, starts, trained = _with_first_image(ids, starts, trained, placeholders, template, image_token_id)
     is_image = ids == image_token_id
-    _check_images(text, int(is_image.sum()), tokens_per_image)
+    _check_images(placeholders, int(is_image.sum()), tokens_per_image)
     repeats = np.ones(len(ids), dtype=np.int64)
     repeats[is_image] = tokens_per_image
-    starts, ends = _extents(offsets)
-    trained = _trained(starts, ends, ids, spans, template, tokenizer) & (messages[-1].role in ("assistant", "document"))
     labels = np.where(trained & ~is_image, ids, IGNORE_INDEX)
     length, kept = int(repeats.sum()), len(ids)
     if max_length is not None and length > max_length:
-        lengths = repeats.cumsum()
-        turns = _turns_that_fit(messages, spans, starts, lengths, max_length)
+        turns = _turns_that_fit(messages, spans, starts, lengths := repeats.cumsum(), max_length)
         if turns < len(messages):
-            counts = tokens_per_image[: count_placeholders(messages[:turns])]
             shorter = encode_chat(
                 messages[:turns],
                 template=template,
                 tokenizer=tokenizer,
                 image_token_id=image_token_id,
-                tokens_per_image=counts,
+                tokens_per_image=tokens_per_image[: count_placeholders(messages[:turns])],
                 max_length=max_length,
             )
             return replace(shorter, dropped_turns=shorter.dropped_turns + len(messages) - turns)
         kept = _tokens_that_fit(messages, labels, lengths, max_length)
         ids, labels, is_image, repeats = ids[:kept], labels[:kept], is_image[:kept], repeats[:kept]
+    ids = ids.repeat(repeats)
     return Encoded(
-        ids=torch.from_numpy(ids.repeat(repeats)),
+        ids=torch.from_numpy(ids),
         labels=torch.from_numpy(labels.repeat(repeats)),
         num_images=int(is_image.sum()),
         cut_tokens=length - int(repeats.sum()),
+        hidden=tuple((ids == tokenizer.eos_token_id).nonzero()[0].tolist()) if template.hides_ends and answered else (),
     )
 
 
@@ -131,19 +134,53 @@ def check_template(template: ChatTemplate, tokenizer: Any) -> None:
             )
 
 
-def _tokenize(text: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+def _tokenize(spans: Sequence[Span], template: ChatTemplate, tokenizer: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids of a conversation, and where each token starts and ends in its text, in characters."""
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigError(
             f"{type(tokenizer).__name__} is not a fast tokenizer; labels need the places of tokens in the text, which only fast ones tell."
         )
+    texts = ["".join(span.text for span in chunk) for chunk in template.chunks(spans)]
+    parts, before = [], 0
+    for text in texts:
+        ids, offsets = _tokenize_text(text.rstrip() if template.tokenized == "stripped-turns" else text, tokenizer)
+        starts, ends = _extents(offsets)
+        parts.append((ids, starts + before, ends + before))
+        before += len(text)
+    if len(parts) == 1:
+        return parts[0]
+    ids, starts, ends = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return ids, starts, ends
+
+
+def _tokenize_text(text: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
     ids = np.array(encoding["input_ids"], dtype=np.int64)
     # `fromiter`: twice as fast as an array from a list of pairs
     return ids, np.fromiter(chain.from_iterable(encoding["offset_mapping"]), dtype=np.int64, count=2 * len(ids)).reshape(-1, 2)
 
 
-def _check_images(text: str, num_tokens: int, tokens_per_image: Sequence[int]) -> None:
-    placeholders = text.count(IMAGE_PLACEHOLDER)
+def _with_first_image(
+    ids: np.ndarray, starts: np.ndarray, trained: np.ndarray, placeholders: int, template: ChatTemplate, image_token_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The picture behind the first token, whose own label is lost.
+
+    Raises:
+        DataFormatError: If there are several pictures.
+    """
+    if placeholders > 1:
+        raise DataFormatError(
+            f"Chat template {template.name!r} puts the picture behind the first token, so a conversation has one at most; this one has {placeholders}. "
+            "Ask about one picture, or use another template."
+        )
+    place = min(1, len(ids))
+    trained = trained.copy()
+    trained[:place] = False
+    start = starts[place] if place < len(starts) else 0
+    return np.insert(ids, place, image_token_id), np.insert(starts, place, start), np.insert(trained, place, False)
+
+
+def _check_images(placeholders: int, num_tokens: int, tokens_per_image: Sequence[int]) -> None:
     if num_tokens != placeholders:
         raise ConfigError(
             f"The tokenizer made {num_tokens} image token(s) of {placeholders} {IMAGE_PLACEHOLDER!r}: it must be an added token. "

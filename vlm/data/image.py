@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def to_tiles(image: Image.Image, policy: ImagePolicy) -> tuple[UInt8[Tensor, "N 
     """
     image = to_rgb(image)
     layout = layout_of(image.height, image.width, policy)
-    square = {"squash": _squash, "crop": _crop, "pad": _pad}[policy.mode](image, policy)
+    square = {"squash": _squash, "crop": _crop, "pad": _pad, "letterbox": _letterbox}[policy.mode](image, policy)
     tile = torch.from_numpy(np.array(square))  # [H, W, 3]
     return tile.permute(2, 0, 1).unsqueeze(0).contiguous(), layout
 
@@ -196,3 +197,12 @@ def _pad(image: Image.Image, policy: ImagePolicy) -> Image.Image:
     square = Image.new("RGB", (side, side), policy.fill)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return _squash(square, policy)
+
+
+def _letterbox(image: Image.Image, policy: ImagePolicy) -> Image.Image:
+    """Prismatic's `LetterboxPad` and timm's transform (TRI-ML/prismatic-vlms, prismatic/models/backbones/vision/base_vision.py)."""
+    side = max(image.size)
+    left, top = ((side - length) // 2 for length in image.size)
+    bordered = Image.new("RGB", (image.width + 2 * left, image.height + 2 * top), policy.fill)
+    bordered.paste(image, (left, top))
+    return _crop(bordered, replace(policy, half_pixel="even"))

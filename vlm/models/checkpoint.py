@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
+INSIDE = "hf:./"  # how `model.json` names a tower that lies in the checkpoint's own folder, so that the folder can be moved
 KINDS: dict[str, type] = {"vision-language": VisionLanguageConfig, "dual-encoder": DualEncoderConfig}
 
 
@@ -164,9 +165,16 @@ def read_manifest(folder: Path) -> Manifest:
     kind = KINDS.get(values.get("kind", "vision-language"))
     if kind is None:
         raise CheckpointError(f"{path} is of a model of kind {values['kind']!r}; this vlm knows {', '.join(KINDS)}. Upgrade vlm.")
-    config: Any = from_dict(values["config"], kind, origin=str(path))
+    config: Any = anchored(from_dict(values["config"], kind, origin=str(path)), folder)
     trained_on = tuple(values.get("trained_on", ()))
     return Manifest(config=config, stored=tuple(values["stored"]), fingerprints=values["fingerprints"], trained_on=trained_on)
+
+
+def anchored(config: Any, folder: Path) -> Any:
+    """The config with the places of towers that lie inside the checkpoint's folder."""
+    names = {part: getattr(config, part, "") for part in ("vision", "language")}
+    inside = {part: name.removeprefix(INSIDE) for part, name in names.items() if name.startswith(INSIDE)}
+    return replace(config, **{part: f"hf:{folder.absolute() / name}" for part, name in inside.items()}) if inside else config
 
 
 def load(folder: Path, *, precision: str, sources: dict[str, str] | None = None) -> VisionLanguageModel:

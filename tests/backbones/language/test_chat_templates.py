@@ -10,11 +10,15 @@ import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from vlm.backbones.language import LANGUAGE
-from vlm.backbones.language.chat_templates import TEMPLATES, find_template, fit_template
+from vlm.backbones.language.chat_templates import TEMPLATES as ALL
+from vlm.backbones.language.chat_templates import find_template, fit_template
+from vlm.backbones.language.foreign_templates import FOREIGN
 from vlm.data.chat import Encoded, check_template, encode_chat
 from vlm.errors import ConfigError, DataFormatError, UnknownNameError
 from vlm.messages import ChatTemplate, Message, count_placeholders
 from vlm.types import IGNORE_INDEX
+
+TEMPLATES = {name: template for name, template in ALL.items() if template not in FOREIGN}  # those of others: test_foreign_templates.py
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

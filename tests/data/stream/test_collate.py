@@ -1,7 +1,11 @@
+from dataclasses import replace
+
+import pytest
 import torch
 
 from vlm.data.stream.collate import collate, collate_singly
 from vlm.data.stream.examples import Example, ExampleTree
+from vlm.errors import ConfigError
 from vlm.types import IGNORE_INDEX
 
 NONE = IGNORE_INDEX
@@ -94,3 +98,13 @@ def test_examples_are_not_changed():
     one = example(3, 0)
     collate_singly([one], pad_id=0)
     assert one.labels.tolist() == [1, 2, 3]
+
+
+def test_hidden_tokens_keep_their_places_in_padded_rows_and_are_refused_in_packed_ones():
+    long, short = replace(example(4, 0), hidden=(1, 3)), replace(example(2, 0), hidden=(1,))
+    documents = collate_singly([long, short, example(3, 0)], pad_id=9).documents
+    assert documents.hidden is not None
+    assert documents.hidden.tolist() == [[False, True, False, True], [False, True, False, False], [False] * 4]
+    assert collate_singly([example(3, 0)], pad_id=9).documents.hidden is None
+    with pytest.raises(ConfigError, match="only possible with one conversation a row"):
+        collate([[ExampleTree((long,)), ExampleTree((short,))]], pad_id=9)

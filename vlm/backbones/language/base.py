@@ -117,6 +117,9 @@ class HFCausalLM(nn.Module):
             documents: Who sees whom.
             needed: Places in the flattened rows that are read afterwards, all different; elsewhere the states are then of no use. None for all.
         """
+        if documents.hidden is not None:  # rare, so by transformers' own mask, which costs more
+            seen = (~documents.hidden).long()
+            return self.decoder(inputs_embeds=embeds, position_ids=documents.positions, attention_mask=seen, use_cache=False).last_hidden_state
         out = self.decoder(
             inputs_embeds=embeds,
             position_ids=documents.positions,
@@ -174,15 +177,32 @@ def causal_lm(spec: LanguageSpec, load: Load) -> nn.Module:
     """
     import transformers
 
-    values = dict(spec.architecture)
-    expected = transformers.AutoConfig.for_model(values["model_type"], **{key: value for key, value in values.items() if key != "model_type"})
     if load.source is None:
-        return transformers.AutoModelForCausalLM.from_config(expected, dtype=load.dtype, attn_implementation="sdpa").eval()
-    # both sides went through the same config class, which fills in defaults and rewrites old spellings
-    check_architecture(read_config(transformers.AutoConfig, load.source), {key: getattr(expected, key) for key in values}, load.source)
+        return transformers.AutoModelForCausalLM.from_config(_config_of(spec), dtype=load.dtype, attn_implementation="sdpa").eval()
+    check_source(spec, load.source)
     model, info = from_pretrained(transformers.AutoModelForCausalLM, load.source, dtype=load.dtype)
     check_complete(info, load.source)
     return model
+
+
+def check_source(spec: LanguageSpec, source: str | Path) -> None:
+    """Compare the config of a source with a spec.
+
+    Raises:
+        CheckpointError: If there is no config, or it sizes another model.
+    """
+    import transformers
+
+    # both sides go through the same config class, which fills in defaults and rewrites old spellings
+    expected = _config_of(spec)
+    check_architecture(read_config(transformers.AutoConfig, source), {key: getattr(expected, key) for key in spec.architecture}, source)
+
+
+def _config_of(spec: LanguageSpec) -> Any:
+    import transformers
+
+    values = dict(spec.architecture)
+    return transformers.AutoConfig.for_model(values.pop("model_type"), **values)
 
 
 def auto_tokenizer(spec: LanguageSpec, source: str | Path | None) -> Any:
@@ -191,14 +211,22 @@ def auto_tokenizer(spec: LanguageSpec, source: str | Path | None) -> Any:
     Raises:
         CheckpointError: If there is none.
     """
+    return tokenizer_at(str(spec.source if source is None else source))
+
+
+def tokenizer_at(source: str) -> Any:
+    """The tokenizer of a folder or hub id.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
     import transformers
 
-    source = spec.source if source is None else source
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(source), local_files_only=Path(str(source)).is_dir())
+        return transformers.AutoTokenizer.from_pretrained(source, local_files_only=Path(source).is_dir())
     except (OSError, ValueError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"No tokenizer at {str(source)!r} ({first}). Name a local folder with --model.language-source.") from error
+        raise CheckpointError(f"No tokenizer at {source!r} ({first}). Name a local folder with --model.language-source.") from error
 
 
 def _generation_config(tokenizer: Any, template: ChatTemplate) -> Any:

@@ -4,12 +4,15 @@ Each follows the template in its model's `tokenizer_config.json` (or the trainin
 token of the last answer, where most published templates put a line break that is never generated. Published templates differ in whose outer white
 space they strip; here answers lose it and all else is kept as it is given.
 
+Those that other trainers' checkpoints were trained with are in `vlm.backbones.language.foreign_templates`.
+
 A family has a place for what tools answer where its published template has one. Their calls are text of the answers, as they stand in the data.
 """
 
 from dataclasses import replace
 from typing import Any
 
+from vlm.backbones.language.foreign_templates import FOREIGN, LLAVA_SYSTEM, VICUNA_SYSTEM
 from vlm.errors import ConfigError, UnknownNameError
 from vlm.messages import ChatTemplate
 
@@ -27,8 +30,7 @@ VICUNA_V1 = ChatTemplate(
     name="vicuna-v1",
     start="<s>",
     system="{content} ",
-    default_system="A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    default_system=VICUNA_SYSTEM,
     user="USER: {content} ",
     assistant_start="ASSISTANT:",
     assistant=" {content}</s>",
@@ -49,8 +51,7 @@ LLAMA_2_CHAT = ChatTemplate(
 PRISMATIC_LLAMA_2_CHAT = ChatTemplate(
     name="prismatic-llama-2-chat",
     start="<s>",
-    default_system="You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, "
-    "and assist the user with a variety of tasks using natural language.",
+    default_system=LLAVA_SYSTEM,
     first_user="[INST] <<SYS>\n{system}\n<</SYS>>\n\n{content} [/INST]",
     user="[INST] {content} [/INST]",
     assistant_start="",
@@ -174,6 +175,7 @@ TEMPLATES = {
         QWEN_2_5,
         QWEN_3,
         SMOLLM2,
+        *FOREIGN,
     )
 }
 
@@ -210,4 +212,4 @@ def fit_template(template: ChatTemplate, tokenizer: Any) -> ChatTemplate:
 
 
 def _universal() -> list[str]:
-    return [name for name, template in TEMPLATES.items() if not template.stop]
+    return [name for name, template in TEMPLATES.items() if not template.stop and template not in FOREIGN]

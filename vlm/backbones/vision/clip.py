@@ -12,8 +12,8 @@ BASE_32 = BASE | {"patch_size": 32}
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14}
 
 
-def clip(spec: VisionSpec, load: Load) -> TransformersVision:
-    """A CLIP image tower; the class token comes before the patches."""
+def clip(spec: VisionSpec, load: Load, *, num_prefix_tokens: int = 1) -> TransformersVision:
+    """A CLIP image tower; the class token comes before the patches, and is left out unless `num_prefix_tokens` is 0."""
     model = load_transformers("CLIPVisionModel", "CLIPVisionConfig", spec, load)
     return TransformersVision(
         model,
@@ -21,7 +21,7 @@ def clip(spec: VisionSpec, load: Load) -> TransformersVision:
         feature_layer=load.feature_layer,
         layers="encoder.layers",
         pre_norm="pre_layrnorm",
-        num_prefix_tokens=1,
+        num_prefix_tokens=num_prefix_tokens,
         layer_arguments={"attention_mask": None},
     )
 

@@ -16,10 +16,17 @@ SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 2
 SO400M_16 = SO400M | {"patch_size": 16}
 
 
-def siglip(spec: VisionSpec, load: Load) -> nn.Module:
-    """A SigLIP image tower; patches only, there is no class token."""
+def siglip(spec: VisionSpec, load: Load, *, num_prefix_tokens: int = 0) -> nn.Module:
+    """A SigLIP image tower; patches only, there is no class token. With `num_prefix_tokens` 1 the first patch is left out, as in Mantis."""
     model = load_transformers("SiglipVisionModel", "SiglipVisionConfig", spec, load)
-    return TransformersVision(model, spec=spec, feature_layer=load.feature_layer, layers="encoder.layers", layer_arguments={"attention_mask": None})
+    return TransformersVision(
+        model,
+        spec=spec,
+        feature_layer=load.feature_layer,
+        layers="encoder.layers",
+        num_prefix_tokens=num_prefix_tokens,
+        layer_arguments={"attention_mask": None},
+    )
 
 
 def _spec(

@@ -1,7 +1,7 @@
 """Examples to batches: one conversation a row, or several packed into one, padded on the right. Knows nothing of where examples come from."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vlm.data.stream.examples import Example, ExampleTree
+from vlm.errors import ConfigError
 from vlm.types import IGNORE_INDEX, ChatBatch, Documents
 
 
@@ -38,6 +39,9 @@ def collate(rows: Sequence[Sequence[ExampleTree]], *, pad_id: int, num_sources: 
         rows: For each row its trees, at least one; all tiles are of one size.
         pad_id: Id of the padding; what it is does not matter, because nothing attends to it.
         num_sources: Sources of the mixture.
+
+    Raises:
+        ConfigError: If tokens are to be hidden, and a row has several conversations.
     """
     documents = [[document for tree in row for document in _documents(tree)] for row in rows]
     ids = pad_sequence([_join([d.ids for d in row]) for row in documents], batch_first=True, padding_value=pad_id)
@@ -48,6 +52,8 @@ def collate(rows: Sequence[Sequence[ExampleTree]], *, pad_id: int, num_sources: 
         counts[example.source] += 1
     simple = all(len(row) == 1 for row in documents)
     placed, sources = (_one_a_row if simple else _several_a_row)(documents, ids.shape[1])
+    if any(example.hidden for example in examples):
+        placed = _hide(placed, examples)
     return ChatBatch(
         ids=ids,
         labels=labels,
@@ -59,6 +65,18 @@ def collate(rows: Sequence[Sequence[ExampleTree]], *, pad_id: int, num_sources: 
         sources=torch.tensor(sources) if num_sources > 1 else None,
         samples_by_source=tuple(counts) if num_sources > 1 else (),
     )
+
+
+def _hide(placed: Documents, examples: Sequence[Example]) -> Documents:
+    if not placed.is_one_per_row:
+        raise ConfigError(
+            "This chat template hides end tokens from later ones, which is only possible with one conversation a row. "
+            "Leave out --stage.pack-length and --stage.share-images, or name another --stage.template."
+        )
+    hidden = torch.zeros_like(placed.positions, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        hidden[row, list(example.hidden)] = True
+    return replace(placed, hidden=hidden)
 
 
 def collate_singly(examples: Sequence[Example], *, pad_id: int) -> ChatBatch:

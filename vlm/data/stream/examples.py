@@ -31,6 +31,7 @@ class Example:
         pixels: Tiles in the order of their placeholders; N is 0 without pictures.
         source: Number of the source that the sample is from.
         truncated: True if turns or tokens were left out because the conversation is too long.
+        hidden: Places of tokens that no token attends to.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Example:
     pixels: UInt8[Tensor, "N 3 H W"]
     source: int = 0
     truncated: bool = False
+    hidden: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class ChatExamples:
         pixels = self._join([tiled[path][0] for path in samples[0].images[: encoded[0].num_images]])
         source = self.source_of(indices[0]) if self.source_of else 0
         examples = tuple(
-            Example(sample.id, one.ids, one.labels, pixels, source=source, truncated=one.dropped_turns > 0 or one.cut_tokens > 0)
+            Example(sample.id, one.ids, one.labels, pixels, source=source, truncated=one.dropped_turns > 0 or one.cut_tokens > 0, hidden=one.hidden)
             for sample, one in zip(samples, encoded, strict=True)
         )
         if len(examples) == 1:

@@ -1,0 +1,1 @@
+"""Checkpoints of other trainers, written as ours."""

@@ -1,0 +1,192 @@
+"""LLaVA's own layout (haotian-liu/LLaVA): `llava_llama` and `llava_mistral`, whole weights or a projector beside a published language model.
+
+Where the checkpoint does not hold the vision backbone, it is the published one that `mm_vision_tower` names.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vlm.backbones.language import LANGUAGE
+from vlm.backbones.loading import read_json
+from vlm.conf.schema import VisionLanguageConfig
+from vlm.errors import CheckpointError
+from vlm.models.foreign.assemble import (
+    INSIDE_LANGUAGE,
+    INSIDE_VISION,
+    LANGUAGE_FOLDER,
+    VISION_FOLDER,
+    Imported,
+    Sources,
+    check_template,
+    finish,
+    folder_word,
+    frozen_language,
+    frozen_vision,
+    published_vision,
+    sequential,
+    writing,
+)
+from vlm.models.foreign.tensors import Tensors, one_line, read_folder, read_pickle
+from vlm.models.foreign.towers import (
+    drop_tokens,
+    image_processor,
+    read_tokenizer,
+    statistics_from,
+    vision_config,
+    vision_weights,
+    write_language,
+    write_vision,
+)
+
+PROJECTOR = "mm_projector.bin"
+WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+BASES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral"}
+NOT_OF_THE_LANGUAGE_MODEL = (
+    "mm_",
+    "tune_mm_",
+    "unfreeze_mm_",
+    "freeze_mm_",
+    "image_",
+    "use_mm_",
+    "tokenizer_",
+    "model_type",
+    "architectures",
+    "_name",
+)
+
+# The words in a folder's name by which LLaVA's own scripts choose the conversation mode (llava/eval/run_llava.py), in their order; where these take
+# `llava_v1`, its evaluation scripts and its training take `vicuna_v1`.
+MODES = {"llama-2": "llava-llama-2", "mistral": "llava-mistral-instruct", "v1.6-34b": "llava-chatml-direct", "v1": "vicuna-v1"}
+
+
+def import_llava(path: Path, out: Path, sources: Sources, *, template: str = "") -> Imported:
+    """Write a checkpoint of LLaVA as one of ours.
+
+    Args:
+        path: The folder.
+        out: Folder to write; must not exist.
+        sources: What the folder does not hold.
+        template: Chat template, unless the user names another; empty to choose as LLaVA's scripts do.
+
+    Raises:
+        CheckpointError: If the folder is of another model, its weights are not whole, or it needs what ours cannot do.
+    """
+    values = _read(path)
+    whole = any((path / name).is_file() for name in WHOLE)
+    tensors = Tensors(_read_tensors(path, whole=whole), path)
+    notes: list[str] = []
+    with writing(out) as folder:
+        connector, state = _connector(tensors, values, path)
+        vision = _vision(tensors, values, sources, folder / VISION_FOLDER, path)
+        language = _language(tensors, values, sources, folder, path) if whole else _published_language(values, sources, folder, path)
+        tensors.finish()
+        chosen = check_template(sources.template) if sources.template else template or ("plain" if not whole else _mode(path, values, notes))
+        config = VisionLanguageConfig(
+            name=folder_word(path.name),
+            connector=connector,
+            feature_layer=int(values.get("mm_vision_select_layer", -2)),
+            resize="pad" if values.get("image_aspect_ratio") == "pad" else "crop",
+            template=chosen,
+            **vision,
+            **language,
+        )
+        finish(folder, config, state)
+    return Imported(out, config, tuple(notes))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The config, refused if it is of a model that ours cannot be."""
+    values = read_json(path / "config.json")
+    kind = values.get("model_type")
+    if "mm_vision_tower" not in values and "mm_projector_type" not in values:
+        hint = "Try `vlm import hf`." if "vision_config" in values else "Name the folder of a LLaVA."
+        raise CheckpointError(f"{path / 'config.json'} says no mm_vision_tower: it is not of a LLaVA in its own layout. {hint}")
+    if kind not in BASES and kind not in BASES.values():
+        raise CheckpointError(f"{path} has a language model of type {kind!r}; known: {', '.join(BASES)}.")
+    if (path / "adapter_config.json").is_file():
+        raise CheckpointError(f"{path} holds a LoRA adapter. Merge it first, with LLaVA's scripts/merge_lora_weights.py.")
+    if str(values.get("image_aspect_ratio", "")).startswith("anyres"):
+        raise CheckpointError(f"{path} cuts pictures into tiles of several resolutions (image_aspect_ratio anyres); that is not supported.")
+    if values.get("mm_use_im_start_end"):
+        raise CheckpointError(f"{path} puts <im_start> and <im_end> around pictures (mm_use_im_start_end); that is not supported.")
+    return values
+
+
+def _read_tensors(path: Path, *, whole: bool) -> dict[str, Tensor]:
+    tensors = read_folder(path) if whole else read_pickle(path / PROJECTOR)
+    return {name if name.startswith(("model.", "lm_head.")) else f"model.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _connector(tensors: Tensors, values: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Tensor]]:
+    kind = str(values.get("mm_projector_type", "linear"))
+    layers = tensors.take("model.mm_projector.")
+    if kind == "identity":
+        return "identity", layers
+    depth = "1" if kind == "linear" else kind.removeprefix("mlp").removesuffix("x_gelu")
+    if not depth.isdigit():
+        raise CheckpointError(f"{path} has a projector of type {kind!r}; known: linear, mlp<number>x_gelu, identity.")
+    if not layers:
+        raise CheckpointError(f"{path} lacks the tensors of its projector (model.mm_projector). Name a folder with {PROJECTOR} or whole weights.")
+    name, state = sequential(layers, origin=path)
+    own = sum(key.endswith("weight") for key in state)
+    if own != int(depth):
+        raise CheckpointError(f"{path} has a projector of {own} layers, but its config.json says {kind}.")
+    return name, state
+
+
+def _vision(tensors: Tensors, values: Mapping[str, Any], sources: Sources, folder: Path, path: Path) -> dict[str, Any]:
+    """Write the vision backbone if the checkpoint holds it, else name the published one."""
+    source = str(values.get("mm_vision_tower") or values.get("vision_tower") or "")
+    first = values.get("mm_vision_select_feature", "patch") == "patch"
+    weights = tensors.take("model.vision_tower.vision_tower.")
+    if not weights:
+        return frozen_vision(source, sources, folder, drops_first=first)
+    place = sources.vision or (source if Path(source).is_dir() else published_vision(source).source)
+    config = vision_config(place)
+    drop_tokens(config, first=first)
+    processor = image_processor(path) or image_processor(Path(place))
+    write_vision(vision_weights(weights, config), config, statistics_from(processor, config.model_type), folder, origin=path)
+    return {"vision": INSIDE_VISION}
+
+
+def _language(tensors: Tensors, values: Mapping[str, Any], sources: Sources, folder: Path, path: Path) -> dict[str, Any]:
+    import transformers
+
+    weights = tensors.take("model.", to="model.") | tensors.take("lm_head.", to="lm_head.")
+    table = weights.get("model.embed_tokens.weight")
+    if table is None:
+        raise CheckpointError(f"{path} lacks model.embed_tokens.weight of its language model. It is not whole; copy it again.")
+    own = {key: value for key, value in values.items() if not key.startswith(NOT_OF_THE_LANGUAGE_MODEL)}
+    kind = str(values["model_type"])
+    with one_line(str(path / "config.json")):
+        config = transformers.AutoConfig.for_model(BASES.get(kind, kind), **(own | {"vocab_size": len(table)}))
+    tokenizer = read_tokenizer(sources.tokenizer or str(path))
+    write_language(weights, config, tokenizer, folder / LANGUAGE_FOLDER, origin=path)
+    return {"language": INSIDE_LANGUAGE}
+
+
+def _published_language(values: Mapping[str, Any], sources: Sources, folder: Path, path: Path) -> dict[str, Any]:
+    """The language model that a projector was trained beside, from the source that its config or the user names."""
+    source = sources.language or str(values.get("_name_or_path", ""))
+    word = source.rstrip("/").split("/")[-1].lower()
+    names = [name for name, spec in LANGUAGE.items() if str(spec.source).split("/")[-1].lower() == word]
+    if not source or (not names and not sources.language and not Path(source).is_dir()):
+        raise CheckpointError(
+            f"{path} holds a projector alone, and names {source or 'no language model'}. Name its language model with --language-source."
+        )
+    return frozen_language(names[0] if names else f"hf:{source}", sources, folder)
+
+
+def _mode(path: Path, values: Mapping[str, Any], notes: list[str]) -> str:
+    """The template of the conversation mode that LLaVA's scripts would choose."""
+    name = path.absolute().name.lower()
+    name = f"{path.absolute().parent.name.lower()}_{name}" if name.startswith("checkpoint-") else name
+    for word, template in MODES.items():
+        if word in name:
+            return template
+    template = "llava-mistral-instruct" if "mistral" in str(values["model_type"]) else "vicuna-v1"
+    notes.append(f"The name {path.name!r} does not tell the conversation mode, so prompts are those of {template}; --template names another.")
+    return template
