@@ -53,7 +53,7 @@ def test_a_conversation_keeps_open_questions_and_has_at_most_so_many_beside_the_
     assert len(pairs) == 9
     assert {("what is the blue shape?", "circle"), ("what color is the shape?", "blue"), (CAPTION_REQUEST, "a blue circle")} <= set(pairs)
     assert len(set(pairs)) == 9
-    assert len(choose_questions(BLUE, EasyVQAOptions())) == 5
+    assert len(choose_questions(BLUE, EasyVQAOptions())) == 4
     assert len(choose_questions(BLUE, EasyVQAOptions(max_questions=1))) == 2
 
 
