@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vlm.conf.contrastive import HeadConfig
 from vlm.data.stream.pairs import Captions, FreeTexts, PairBatch, PairLoader, PairOrder, TextOrder
 from vlm.distributed.collectives import gather_with_gradient, sum_over_ranks
 from vlm.distributed.launch import launch
 from vlm.distributed.placement import Placement
 from vlm.distributed.shard import spread
-from vlm.models.alignment_head import AlignmentHead, HeadOptions
+from vlm.models.alignment_head import AlignmentHead
 from vlm.models.contrastive import CONTRASTS, Distillation, LogitScale, Pairs, distillation, weighted_sum
 from vlm.types import LossSum, World
 
@@ -36,7 +37,7 @@ class Heads(nn.Module):
         super().__init__()
         spec = CONTRASTS[loss]
         self.contrast, self.distilled, self.world = spec.loss, distilled, world
-        self.image, self.text = AlignmentHead(6, 5, HeadOptions("linear")), AlignmentHead(7, 5, HeadOptions("residual", num_layers=1))
+        self.image, self.text = AlignmentHead(6, 5, HeadConfig("linear")), AlignmentHead(7, 5, HeadConfig("residual", num_layers=1))
         self.scale = LogitScale(spec.scale, spec.bias)
 
     def forward(self, batch: PairBatch) -> LossSum:

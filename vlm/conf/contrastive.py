@@ -11,7 +11,7 @@ from vlm.errors import ConfigError
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """A head that carries an encoder's vectors into the joint space."""
+    """A head that carries an encoder's vectors into the joint space; which kinds there are and what they use, `vlm.models.alignment_head` knows and checks."""
 
     kind: Literal["identity", "linear", "ape", "residual", "glu"] = "identity"
     """identity: none; linear; ape: APD's linear layers with ReLU (arXiv:2210.03927); residual: LLM2CLIP's (arXiv:2411.04997); glu: SAIL's (arXiv:2412.04616)."""
@@ -29,7 +29,7 @@ class HeadConfig:
     def __post_init__(self) -> None:
         check_at_least(1, "model.*-head", hidden_width=self.hidden_width, num_layers=self.num_layers)
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"The dropout of a head is {self.dropout}; it must be at least 0 and below 1.")
+            raise ConfigError(f"--model.*-head.dropout is {self.dropout}; it must be at least 0 and below 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,61 +7,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vlm.conf.contrastive import HeadConfig
 from vlm.connectors.base import Standardize
 from vlm.errors import ConfigError, UnknownNameError
 
 LEAST_DEVIATION = 1e-3  # of a channel, as a share of the mean one: a channel that hardly moves must not become noise of size 1
 RELU_GAIN = math.sqrt(2)  # half of what enters a ReLU comes out (He et al. 2015, arXiv:1502.01852)
-
-
-@dataclass(frozen=True)
-class HeadOptions:
-    """One side's head.
-
-    Attributes:
-        kind: A key of KINDS.
-        hidden_width: Width of the hidden layers; None: the kind's multiple of the input width.
-        num_layers: Linear layers of `ape`, blocks of `residual`; None: 4.
-        dropout: Share of the hidden values that are dropped in training, 0 to below 1.
-        normalize_input: What is done to the encoder's vectors first. `standardize` needs `AlignmentHead.standardize_with`.
-        start: identity: a linear head between equal widths changes nothing before training.
-    """
-
-    kind: str = "ape"
-    hidden_width: int | None = None
-    num_layers: int | None = None
-    dropout: float = 0.0
-    normalize_input: Literal["none", "layernorm", "standardize", "l2"] = "none"
-    start: Literal["random", "identity"] = "random"
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UnknownNameError("alignment head", self.kind, KINDS)
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"The dropout of an alignment head is {self.dropout}; it must be at least 0 and below 1.")
-        if self.normalize_input not in NORMALIZERS:
-            raise UnknownNameError("input normalization", self.normalize_input, NORMALIZERS)
-        for name in ("hidden_width", "num_layers"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"The {name} of an alignment head is {value}; at least 1, or None.")
-        kind = KINDS[self.kind]
-        idle = {
-            "hidden_width": self.hidden_width is not None and kind.hidden_factor is None,
-            "num_layers": self.num_layers is not None and kind.num_layers is None,
-            "dropout": self.dropout > 0 and kind.hidden_factor is None,
-            "normalize_input": self.normalize_input != "none" and self.kind == "identity",
-            "start": self.start != "random" and self.kind != "linear",
-        }
-        for name in (name for name, is_idle in idle.items() if is_idle):
-            raise ConfigError(
-                f"An alignment head of kind {self.kind!r} has no use for {name} {getattr(self, name)!r}. Leave it out, or take another kind."
-            )
 
 
 @dataclass(frozen=True)
@@ -92,10 +49,35 @@ class HeadKind:
     num_layers: int | None = None
 
 
+def check_head(config: HeadConfig) -> None:
+    """Refuse what no kind of head can be built from; `HeadConfig` itself refuses numbers out of range.
+
+    Raises:
+        UnknownNameError: If the kind or the normalization is unknown.
+        ConfigError: If a setting has no effect on this kind.
+    """
+    if config.kind not in KINDS:
+        raise UnknownNameError("alignment head", config.kind, KINDS)
+    if config.normalize_input not in NORMALIZERS:
+        raise UnknownNameError("input normalization", config.normalize_input, NORMALIZERS)
+    kind = KINDS[config.kind]
+    idle = {
+        "hidden_width": config.hidden_width is not None and kind.hidden_factor is None,
+        "num_layers": config.num_layers is not None and kind.num_layers is None,
+        "dropout": config.dropout > 0 and kind.hidden_factor is None,
+        "normalize_input": config.normalize_input != "none" and config.kind == "identity",
+        "start": config.start != "random" and config.kind != "linear",
+    }
+    for name in (name for name, is_idle in idle.items() if is_idle):
+        raise ConfigError(
+            f"An alignment head of kind {config.kind!r} has no use for {name} {getattr(config, name)!r}. Leave it out, or take another kind."
+        )
+
+
 class AlignmentHead(nn.Module):
     """Vectors of an encoder to vectors of the joint space, not normalized: the losses and `DualEncoder` do that."""
 
-    def __init__(self, in_width: int, out_width: int, options: HeadOptions):
+    def __init__(self, in_width: int, out_width: int, options: HeadConfig):
         """Build the head; its start depends on torch's random numbers alone.
 
         Args:
@@ -104,9 +86,11 @@ class AlignmentHead(nn.Module):
             options: Kind and sizes.
 
         Raises:
-            ConfigError: If the widths differ and the head is the identity, or starts as it.
+            UnknownNameError: If there is no such kind.
+            ConfigError: If a setting has no effect on the kind, or the widths differ and the head is the identity, or starts as it.
         """
         super().__init__()
+        check_head(options)
         if options.kind == "identity" and in_width != out_width:
             raise ConfigError(
                 f"A side without a head must have the joint space's width; this encoder has {in_width}, the joint space {out_width}. "

@@ -13,9 +13,9 @@ from vlm.backbones.image.base import ImageSpec, build_image, joint_scale
 from vlm.backbones.loading import Load
 from vlm.backbones.text import TEXT
 from vlm.backbones.text.base import TextSpec, build_text
-from vlm.conf.contrastive import DistillConfig, DualEncoderConfig, HeadConfig
+from vlm.conf.contrastive import DistillConfig, DualEncoderConfig
 from vlm.errors import CheckpointError, ConfigError, UnknownNameError
-from vlm.models.alignment_head import AlignmentHead, HeadOptions
+from vlm.models.alignment_head import AlignmentHead, check_head
 from vlm.models.checkpoint import load_trained, read_manifest, save_weights, trained_state, values_of
 from vlm.models.contrastive import CONTRASTS, Distillation, LogitScale
 from vlm.models.dual_encoder import AlignmentHeads, DualEncoder, Goal
@@ -38,8 +38,10 @@ def resolve_dual(config: DualEncoderConfig) -> DualParts:
 
     Raises:
         UnknownNameError: If a name is unknown; the nearest ones are given.
-        ConfigError: If a side without a head does not have the width of the joint space.
+        ConfigError: If a side without a head does not have the width of the joint space, or a head has a setting without effect.
     """
+    for head in (config.image_head, config.text_head):
+        check_head(head)
     image, text = IMAGE[config.image], TEXT[config.text]
     width = config.joint_width or (text.width if config.image_head.kind != "identity" and config.text_head.kind == "identity" else image.width)
     for side, spec, head in (("image", image, config.image_head), ("text", text, config.text_head)):
@@ -67,13 +69,9 @@ def build_heads(config: DualEncoderConfig, *, distill: DistillConfig | None = No
         goal = Goal(config.loss, Distillation(structure=distill.structure), weight=distill.weight, texts_weight=distill.texts_weight)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        image_head = AlignmentHead(parts.image.width, parts.joint_width, _options(config.image_head))
-        text_head = AlignmentHead(parts.text.width, parts.joint_width, _options(config.text_head))
+        image_head = AlignmentHead(parts.image.width, parts.joint_width, config.image_head)
+        text_head = AlignmentHead(parts.text.width, parts.joint_width, config.text_head)
     return AlignmentHeads(image_head, text_head, LogitScale(spec.scale, spec.bias), goal=goal, world=world)
-
-
-def _options(config: HeadConfig) -> HeadOptions:
-    return HeadOptions(**vars(config))
 
 
 def source_of(side: str, name: str, source: str = "") -> str:
