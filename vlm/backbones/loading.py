@@ -14,7 +14,10 @@ from torch import nn
 
 from vlm.errors import CheckpointError, MissingPackageError
 
-REMEDY = "Name a local folder with --model.vision-source or --model.language-source, or check the network and your login to the hub."
+REMEDY = (
+    "Name a local folder with --model.vision-source or --model.language-source (of contrastive models --model.image-source or --model.text-source), "
+    "or check the network and your login to the hub."
+)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Dual encoders from names: the published pair of `X-image` and `X-text`, or any two encoders with the heads that a run trains between them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from vlm.backbones.text.base import TextSpec, build_text
 from vlm.conf.contrastive import DistillConfig, DualEncoderConfig
 from vlm.errors import CheckpointError, ConfigError, UnknownNameError
 from vlm.models.alignment_head import AlignmentHead, check_head
-from vlm.models.checkpoint import load_trained, read_manifest, save_weights, trained_state, values_of
+from vlm.models.checkpoint import load_trained, read_manifest
 from vlm.models.contrastive import CONTRASTS, Distillation, LogitScale
 from vlm.models.dual_encoder import AlignmentHeads, DualEncoder, Goal
 from vlm.types import World
@@ -180,10 +179,11 @@ def build_dual(folder: Path, *, image_source: str = "", text_source: str = "", d
         CheckpointError: If an encoder is not the one that the heads were trained with, or weights are missing.
     """
     manifest = read_manifest(folder)
-    config: DualEncoderConfig = manifest.config
+    stored: DualEncoderConfig = manifest.config
+    config = replace(stored, image_source=image_source or stored.image_source, text_source=text_source or stored.text_source)
     encoders = {
-        "image": build_encoder("image", config.image, image_source or config.image_source, dtype=dtype),
-        "text": build_encoder("text", config.text, text_source or config.text_source, dtype=dtype),
+        "image": build_encoder("image", config.image, config.image_source, dtype=dtype),
+        "text": build_encoder("text", config.text, config.text_source, dtype=dtype),
     }
     for side, encoder in encoders.items():
         seen, expected = fingerprint(encoder, adapters=True), manifest.fingerprints[side]
@@ -194,21 +194,4 @@ def build_dual(folder: Path, *, image_source: str = "", text_source: str = "", d
             )
     heads = build_heads(config)
     load_trained(heads, folder)
-    return DualEncoder(encoders["image"], encoders["text"], heads, instruction=config.instruction).eval()
-
-
-def save_dual(model: DualEncoder, config: DualEncoderConfig, folder: Path) -> None:
-    """Write the heads of a dual encoder as a checkpoint of a few MB that names its encoders.
-
-    Raises:
-        CheckpointError: If there are no heads, or the folder cannot be written.
-    """
-    if model.heads is None:
-        raise CheckpointError("This dual encoder has no heads of its own to save; it is loaded by its name.")
-    encoders = {"image": fingerprint(model.image, adapters=True), "text": fingerprint(model.text, adapters=True)}
-    save_weights(trained_state(model.heads), heads_values(model.heads, config, encoders), folder)
-
-
-def heads_values(heads: AlignmentHeads, config: DualEncoderConfig, encoders: Mapping[str, str], *, trained_on: Sequence[str] = ()) -> dict[str, Any]:
-    """The contents of `model.json`: heads alone are stored, encoders are named with their fingerprints."""
-    return values_of(heads, config, kind="dual-encoder", fingerprints=encoders) | {"trained_on": list(trained_on)}
+    return DualEncoder(encoders["image"], encoders["text"], heads, config=config, trained_on=manifest.trained_on).eval()

@@ -1,10 +1,12 @@
 """Two frozen encoders and the heads that bring their vectors into one space: `AlignmentHeads` is what is trained, `DualEncoder` what is used.
 
-Training sees cached vectors alone, so that no encoder is in memory then. Knows no names and no files.
+Training sees cached vectors alone, so that no encoder is in memory then. Looks up no names; a checkpoint of heads is written here and opened by
+`vlm.models.dual_build`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +14,14 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
+from vlm.backbones.fingerprint import fingerprint
 from vlm.backbones.text.base import check_texts
+from vlm.conf.contrastive import DualEncoderConfig
 from vlm.data.image import to_pixels
 from vlm.data.stream.pairs import PairBatch
+from vlm.errors import CheckpointError, DataFormatError
 from vlm.models.alignment_head import AlignmentHead
+from vlm.models.checkpoint import MODEL, save_weights, trained_state, values_of
 from vlm.models.contrastive import CONTRASTS, Distillation, LogitScale, Pairs, distillation, unit, weighted_sum
 from vlm.types import LossSum, World
 
@@ -97,7 +103,16 @@ class AlignmentHeads(nn.Module):
 class DualEncoder(nn.Module):
     """Pictures and texts as unit vectors of one space."""
 
-    def __init__(self, image: Any, text: Any, heads: AlignmentHeads | None, *, scale: tuple[float, float] = (1.0, 0.0), instruction: str = ""):
+    def __init__(
+        self,
+        image: Any,
+        text: Any,
+        heads: AlignmentHeads | None,
+        *,
+        scale: tuple[float, float] = (1.0, 0.0),
+        config: DualEncoderConfig | None = None,
+        trained_on: Sequence[str] = (),
+    ):
         """Join encoders and heads.
 
         Args:
@@ -105,11 +120,13 @@ class DualEncoder(nn.Module):
             text: A text encoder (`vlm.backbones.text`).
             heads: What was trained between them; None for encoders that were trained together.
             scale: Without heads, factor and bias of the published pair.
-            instruction: What an instructed text encoder is told before each text.
+            config: With heads, the names of the encoders and how the heads are built, which `save` writes; its instruction is told to the text encoder
+                before each text.
+            trained_on: Datasets that the heads were trained on, which `save` keeps.
         """
         super().__init__()
         self.image, self.text, self.heads = image, text, heads
-        self.published_scale, self.instruction = scale, instruction
+        self.published_scale, self.config, self.trained_on = scale, config, tuple(trained_on)
 
     @property
     def device(self) -> torch.device:
@@ -121,9 +138,14 @@ class DualEncoder(nn.Module):
         """Unit vectors of pictures, fp32.
 
         Args:
-            images: RGB pictures.
+            images: Pictures of any mode.
             batch_size: Pictures that are encoded at once.
+
+        Raises:
+            DataFormatError: If `images` is empty or a single picture, or one of them cannot be used.
         """
+        if isinstance(images, Image.Image) or not len(images):
+            raise DataFormatError(f"encode_image takes a list of at least one picture, got {images!r}.")
         return self._encoded(images, self._image_vectors, batch_size)
 
     @torch.inference_mode()
@@ -135,7 +157,7 @@ class DualEncoder(nn.Module):
             batch_size: Texts that are encoded at once.
 
         Raises:
-            DataFormatError: If `texts` is a single string.
+            DataFormatError: If `texts` is empty or a single string.
         """
         check_texts(texts)
         return self._encoded(texts, self._text_vectors, batch_size)
@@ -148,9 +170,31 @@ class DualEncoder(nn.Module):
         """What a cosine is multiplied with, and what is added then, to give the logit of the softmax or sigmoid that the model was trained with."""
         if self.heads is None:
             return self.published_scale
-        with torch.no_grad():
-            scale, bias = self.heads.scale()
-        return float(scale), 0.0 if bias is None else float(bias)
+        scale, bias = self.heads.scale()
+        return float(scale.detach()), 0.0 if bias is None else float(bias.detach())
+
+    def save(self, folder: str | Path) -> None:
+        """Write the heads as a checkpoint of a few MB that names its encoders with fingerprints; `vlm.load(folder)` opens it.
+
+        Args:
+            folder: Folder to write; a checkpoint that is there is replaced.
+
+        Raises:
+            CheckpointError: If there are no heads, the names of the encoders are not known, or the folder holds something else or cannot be written.
+        """
+        if self.heads is None:
+            raise CheckpointError(
+                "This dual encoder has no heads: it is a published pair, which vlm.load opens by its name, so there is nothing to save. "
+                "To write it for other libraries, run `vlm export dual NAME OUT`."
+            )
+        if self.config is None:
+            raise CheckpointError("This dual encoder does not know the names of its encoders: give DualEncoder its DualEncoderConfig as config.")
+        folder = Path(folder)
+        if folder.exists() and not (folder / MODEL).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+            raise CheckpointError(f"{folder} is there and is no checkpoint; a checkpoint would replace it. Name another folder.")
+        encoders = {"image": fingerprint(self.image, adapters=True), "text": fingerprint(self.text, adapters=True)}
+        values = heads_values(self.heads, self.config, encoders, trained_on=self.trained_on)
+        save_weights(trained_state(self.heads), values, folder)
 
     def _encoded(self, items: Sequence[Any], encode: Callable[[Sequence[Any]], Tensor], batch_size: int) -> Tensor:
         return torch.cat([unit(encode(items[i : i + batch_size])).cpu() for i in range(0, len(items), batch_size)])
@@ -160,9 +204,14 @@ class DualEncoder(nn.Module):
         return vectors if self.heads is None else self.heads.image_head(vectors)
 
     def _text_vectors(self, texts: Sequence[str]) -> Float[Tensor, "N J"]:
-        vectors = self.text.encode(texts, instruction=self.instruction)
+        vectors = self.text.encode(texts, instruction=self.config.instruction if self.config else "")
         return vectors if self.heads is None else self.heads.text_head(vectors)
 
     def pixels(self, images: Sequence[Image.Image]) -> UInt8[Tensor, "N 3 H W"]:
         """Pictures as the image encoder takes them."""
         return to_pixels(images, self.image.image_policy)
+
+
+def heads_values(heads: AlignmentHeads, config: DualEncoderConfig, encoders: Mapping[str, str], *, trained_on: Sequence[str] = ()) -> dict[str, Any]:
+    """The contents of `model.json`: heads alone are stored, encoders are named with their fingerprints."""
+    return values_of(heads, config, kind="dual-encoder", fingerprints=encoders) | {"trained_on": list(trained_on)}

@@ -26,8 +26,8 @@ from vlm.data.stream.pairs import Captions, FreeTexts, PairBatch, PairLoader, Pa
 from vlm.errors import CheckpointError, ConfigError, DataFormatError
 from vlm.models import checkpoint
 from vlm.models.contrastive import unit
-from vlm.models.dual_build import build_encoder, build_heads, heads_values, native_text, resolve_dual, source_of
-from vlm.models.dual_encoder import AlignmentHeads
+from vlm.models.dual_build import build_encoder, build_heads, native_text, resolve_dual, source_of
+from vlm.models.dual_encoder import AlignmentHeads, heads_values
 from vlm.models.parameters import parameter_table
 from vlm.tracking import Shown
 from vlm.training.features import Frozen, Vectors, fingerprint_of
