@@ -32,7 +32,7 @@ def test_vectors_are_of_unit_length_and_similarities_are_their_cosines(model):
         assert vectors.dtype == torch.float32 and not vectors.requires_grad
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
     torch.testing.assert_close(model.similarity(pictures(), TEXTS[:2]), images @ texts.T)
-    assert float(images.std(0).mean()) > 0.05 and float(texts.std(0).mean()) > 0.05  # different inputs, different vectors
+    assert float(images.std(0).mean()) > 0.03 and float(texts.std(0).mean()) > 0.03  # different inputs, different vectors
 
 
 def test_what_else_is_in_the_batch_does_not_matter(model):
