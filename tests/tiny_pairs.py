@@ -38,7 +38,8 @@ def two_towers(kind: str, folder: Path, *, seed: int = 1, **text: Any) -> Path:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            weight.copy_(torch.randn(weight.shape, generator=generator) * (0.1 if name.startswith("logit") else 0.4))
+            size = 0.1 if name.startswith("logit") else 2.0 if "token_embedding" in name else 0.5
+            weight.copy_(torch.randn(weight.shape, generator=generator) * size)
         model.logit_scale += 2.0
     model.save_pretrained(folder)
     text_spec.tokenizer(text_spec, None).save_pretrained(folder)

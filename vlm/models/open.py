@@ -37,13 +37,13 @@ def open_model(name: str | Path, *, device: str = "auto", precision: str = "auto
     return build(opened, dtype=FROZEN_DTYPE[choose_precision(precision, place)], **sources).to(place)
 
 
-def open_dual(name: str | Path, *, device: str = "auto", precision: str = "auto", run_root: Path = Path("runs")) -> DualEncoder:
+def open_dual(name: str | Path, *, device: str = "auto", precision: str = "auto", run_root: Path = Path("runs"), **sources: str) -> DualEncoder:
     """A dual encoder by name; the arguments are those of `open_model`.
 
     Raises:
         CheckpointError: If the name is of a model that answers.
     """
-    model = open_model(name, device=device, precision=precision, run_root=run_root)
+    model = open_model(name, device=device, precision=precision, run_root=run_root, **sources)
     if not isinstance(model, DualEncoder):
         raise CheckpointError(f"{name} is a model that answers, not a dual encoder. Name one, or a published pair such as clip-b32-224.")
     return model

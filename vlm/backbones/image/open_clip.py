@@ -81,7 +81,7 @@ def _model(spec: ImageSpec, load: Load) -> Any:
     # the default device: open_clip would move a model that was built on the meta device
     options |= {"text_cfg": SMALL_TEXT, "device": torch.get_default_device()} if load.source is None else {"pretrained": _weights(load.source)}
     try:
-        with _without_logs():
+        with without_logs():
             return open_clip.create_model(name, **options)
     except (OSError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:  # RuntimeError: no such weights, or of another model
         said = " ".join(str(error).split())[:300]
@@ -151,12 +151,12 @@ def _three(values: Any) -> tuple[float, float, float]:
 @functools.cache
 def _skeleton(name: str) -> Any:
     """The image half without memory, with open_clip's preprocessing of models without a tag."""
-    with torch.device("meta"), _without_logs():
+    with torch.device("meta"), without_logs():
         return _open_clip(name).create_model(name, device="meta", text_cfg=SMALL_TEXT, pretrained_text=False).visual
 
 
 @contextmanager
-def _without_logs() -> Iterator[None]:
+def without_logs() -> Iterator[None]:
     """Mute open_clip, which tells the root logger, and by that sets it up, that random models are random; its failures are exceptions as well."""
     root, handler = logging.getLogger(), logging.NullHandler()
 

@@ -130,7 +130,7 @@ class PaddedTextEncoder(nn.Module):
         """
         super().__init__()
         self.tower, self.tokenizer = tower, tokenizer
-        self.width, self.max_length = spec.width, spec.max_length
+        self.width, self.max_length, self.architecture = spec.width, spec.max_length, spec.architecture
         self._ids_of, self._known_as, self._source = ids_of, known_as, source
 
     def encode(self, texts: Sequence[str], *, instruction: str = "") -> Float[Tensor, "B E"]:

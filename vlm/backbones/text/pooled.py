@@ -103,7 +103,7 @@ class PooledTextEncoder(nn.Module):
         check_tokenizer(tokenizer, tower)
         self.tower, self.tokenizer, self.reading = tower, tokenizer, reading
         self.width, self.max_length = width, max_length
-        self._source = source
+        self.source = source
         if reading.pooling == "bos_token" and tokenizer("a").input_ids[0] not in (tokenizer.bos_token_id, tokenizer.cls_token_id):
             raise ConfigError(
                 "Pooling bos_token needs a tokenizer that sets a token before every text, and this one sets none; choose another pooling."
@@ -163,7 +163,7 @@ class PooledTextEncoder(nn.Module):
     def describe(self, *, instruction: str = "") -> dict[str, object]:
         """All that changes the vectors but the values of the weights, as a cache's key needs it; see `TextEncoder`."""
         instruction = instruction or self.reading.instruction
-        facts = description(self, source=self._source, tokenizer=tokenizer_hash(self.tokenizer), instruction=instruction)
+        facts = description(self, source=self.source, tokenizer=tokenizer_hash(self.tokenizer), instruction=instruction)
         return vars(self.reading) | {"adapters": list(self.tower.adapters)} | facts
 
 

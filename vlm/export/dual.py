@@ -1,0 +1,86 @@
+"""A dual encoder in the format of another library: written, loaded there, compared, and removed again if it is not the same model."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlm.errors import CheckpointError, ConfigError
+from vlm.export.open_clip_pair import as_open_clip
+from vlm.export.parity import Parity, compare
+from vlm.export.transformers_pair import Writer, as_transformers
+from vlm.models.dual_encoder import DualEncoder
+
+FORMATS = {"transformers": as_transformers, "open_clip": as_open_clip}
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        format: A key of FORMATS.
+        parity: How far the loaded copy is from the model.
+        notes: What the user should know of the folder.
+    """
+
+    format: str
+    parity: Parity
+    notes: tuple[str, ...]
+
+
+def export_dual(model: DualEncoder, out: Path, *, format: str = AUTO) -> Exported:
+    """Write a dual encoder for another library, and check it there.
+
+    Args:
+        model: The model, in fp32 on the CPU.
+        out: The folder to write; must not exist.
+        format: A key of FORMATS, or auto: the first that can hold the model.
+
+    Raises:
+        ConfigError: If no format, or not this one, can hold the model; with the reasons.
+        CheckpointError: If `out` exists or cannot be written, or the copy is not equal to the model; then nothing is left of it.
+    """
+    refuse_existing(out)
+    chosen, write = _writer(model, format)
+    try:
+        out.mkdir(parents=True)  # not in the block below, which removes the folder: a folder that somebody else has just made is theirs
+    except OSError as error:
+        raise CheckpointError(f"{out} could not be made: {error}. Name another folder.") from error
+    try:
+        foreign = write(out)
+        parity = compare(model, foreign)
+        if not parity.is_equal:
+            raise CheckpointError(f"The export to {chosen} is not equal to the model, so {out} was removed: {'; '.join(parity.lines())}.")
+    except OSError as error:
+        shutil.rmtree(out, ignore_errors=True)
+        raise CheckpointError(f"{out} could not be written: {error}. Free space, or name another folder.") from error
+    except BaseException:  # an interrupt as well: half a model must not look like one
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    return Exported(chosen, parity, tuple(foreign.notes))
+
+
+def refuse_existing(out: Path) -> None:
+    """Make sure that nothing is overwritten.
+
+    Raises:
+        CheckpointError: If the folder exists.
+    """
+    if out.exists():
+        raise CheckpointError(f"{out} exists; name another folder.")
+
+
+def _writer(model: DualEncoder, format: str) -> tuple[str, Writer]:
+    """The format, and what writes it.
+
+    Raises:
+        ConfigError: If it cannot hold the model.
+    """
+    reasons = []
+    for name in FORMATS if format == AUTO else (format,):
+        try:
+            return name, FORMATS[name](model)
+        except ConfigError as error:
+            reasons.append(f"{name}: {error}.")
+    raise ConfigError(f"This model cannot be exported. {' '.join(reasons)}")
