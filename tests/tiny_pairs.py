@@ -75,3 +75,24 @@ def joined(config: DualEncoderConfig) -> DualEncoder:
         heads.scale.log_scale.fill_(2.5)
     encoders = [build_encoder(side, getattr(config, side), getattr(config, f"{side}_source")) for side in ("image", "text")]
     return DualEncoder(*encoders, heads, config=replace(config), trained_on=("pairs.json",)).eval()
+
+
+def bert_folder(folder: Path) -> Path:
+    """A folder with a tiny BERT of width 32 and its tokenizer, as a sentence encoder with mean pooling and at most 16 tokens."""
+    import transformers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    special = ["<pad>", "<unk>", "<s>", "</s>"]
+    letters = [prefix + letter for letter in "abcdefghijklmnopqrstuvwxyz" for prefix in ("", "##")]
+    vocabulary = {word: i for i, word in enumerate([*special, "a", "the", "red", "blue", "cat", *letters[2:], "##a", ".", "!"])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
+    ends = [("<s>", vocabulary["<s>"]), ("</s>", vocabulary["</s>"])]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    names = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
+    config = transformers.AutoConfig.for_model("bert", **sizes, vocab_size=len(vocabulary), max_position_embeddings=34)
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 16}', encoding="utf-8")
+    return folder

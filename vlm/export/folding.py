@@ -109,7 +109,8 @@ def hide_bias(linear: LinearMap, norm: nn.LayerNorm, side: str) -> Float[Tensor,
     if torch.linalg.vector_norm(linear.weight @ added - linear.bias) > LEFT_OVER * torch.linalg.vector_norm(linear.bias):
         outputs, inputs = linear.weight.shape
         raise ConfigError(
-            f"the {side} head has a bias, for which the format has no place, and a map of {inputs} values to {outputs} reaches it from no layer before; "
+            f"the {side} head has a bias, for which the format has no place, and its map of {inputs} values to {outputs} does not reach it from the layer "
+            f"norm before; "
             f"{BARE.format(side=side)}"
         )
     return own + added

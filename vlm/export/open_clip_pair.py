@@ -250,7 +250,7 @@ def _write(model: DualEncoder, image: Half, text: Half, folder: Path) -> Foreign
 
 def _preprocess(model: DualEncoder) -> dict[str, Any]:
     policy, normalize = model.image.image_policy, model.image.tower.normalize
-    constants = {name: getattr(normalize, name).flatten().double().numpy().round(8).tolist() for name in ("mean", "std")}
+    constants = {name: list(normalize.constants[name]) for name in ("mean", "std")}
     return {"size": policy.size, "mode": "RGB", "interpolation": policy.resample, "resize_mode": RESIZE[policy.mode], **constants}
 
 

@@ -155,7 +155,7 @@ def image_processor(kind: str, policy: ImagePolicy, normalize: Normalize) -> Any
     square = {"height": policy.size, "width": policy.size}
     cut = {"do_center_crop": True, "crop_size": square} if policy.mode == "crop" else {"do_center_crop": False} if kind == "CLIP" else {}
     size = {"shortest_edge": policy.short_side or policy.size} if policy.mode == "crop" else square
-    constants = {f"image_{name}": getattr(normalize, name).flatten().double().numpy().round(8).tolist() for name in ("mean", "std")}
+    constants = {f"image_{name}": list(normalize.constants[name]) for name in ("mean", "std")}
     make: Any = getattr(transformers, f"{kind}ImageProcessorPil")
     return make(size=size, resample=int(Image.Resampling[policy.resample.upper()]), **cut, **constants)
 

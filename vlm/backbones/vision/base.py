@@ -109,14 +109,14 @@ class Normalize(nn.Module):
         """Keep the statistics and the tile size of a spec."""
         super().__init__()
         self.image_size = spec.image_size
-        self._constants = {"scale": (255.0, 255.0, 255.0), "mean": spec.mean, "std": spec.std}
-        for name, values in self._constants.items():
+        self.constants = {"scale": (255.0, 255.0, 255.0), "mean": spec.mean, "std": spec.std}
+        for name, values in self.constants.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Normalize":
         """Follow the tower to another device; `.to(bfloat16)` must not round the constants, `.to_empty` must not lose them."""
         super()._apply(fn, recurse)
-        for name, values in self._constants.items():
+        for name, values in self.constants.items():
             device = getattr(self, name).device
             setattr(self, name, torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1))
         return self
