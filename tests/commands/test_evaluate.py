@@ -1,12 +1,21 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from color_embedder import COLORS, color_embedder
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_archives import build
+from tiny_pairs import dual, two_towers
 
 from vlm.__main__ import main as vlm
+from vlm.backbones.image import IMAGE
+from vlm.backbones.image.llm2clip import llm2clip as llm2clip_image
+from vlm.backbones.text import TEXT
+from vlm.backbones.text.llm2clip import ResidualAdapter
 from vlm.commands.evaluate import main
 from vlm.data.datasets import DATASETS
 from vlm.data.preparation.prepare import prepare
@@ -97,7 +106,44 @@ def test_settings_that_make_no_sense_are_one_line(folders, rows, capsys):
     assert "There is no run that begins with 'gone'" in capsys.readouterr().err
 
 
-def test_help_names_both_evaluations(capsys):
+def test_help_names_both_evaluations_and_where_models_compute(capsys):
     assert vlm(["evaluate", "--help"]) == 0
     said = capsys.readouterr().out
     assert "zero-shot" in said and "retrieval" in said
+    with pytest.raises(SystemExit):
+        vlm(["evaluate", "zero-shot", "--help"])
+    said = capsys.readouterr().out
+    assert "--device" in said and "--precision" in said and "published pair" in said
+
+
+@pytest.fixture
+def llm2clip(tmp_path, monkeypatch):
+    """`tiny-llm2clip`, a published pair in LLM2CLIP's layout: a CLIP tower and an adapter in one file, a language model in a folder."""
+    folder = tmp_path / "llm2clip"
+    folder.mkdir()
+    spec = replace(IMAGE["tiny-clip-image"], build=llm2clip_image, width=24, source=str(folder))
+    vision = transformers.CLIPVisionModelWithProjection(
+        transformers.CLIPVisionConfig(**spec.architecture, hidden_act="quick_gelu", projection_dim=24)
+    )
+    adapter = ResidualAdapter(64, 24, hidden=32, num_blocks=2, bias=True, normalize=True)
+    others = {f"text_adapter.{name}": tensor for name, tensor in adapter.state_dict().items()} | {"logit_scale": torch.tensor(3.0)}
+    save_file(vision.state_dict() | others, folder / "model.safetensors")
+    language = Path(__file__).parents[1] / "data" / "llm2vec_golden" / "base"
+    for registry, name, entry in ((IMAGE, "tiny-llm2clip-image", spec), (TEXT, "tiny-llm2clip-text", TEXT[f"llm2clip:{folder}+{language}"])):
+        monkeypatch.setitem(registry._tables[0], name, entry)
+        monkeypatch.setitem(registry._tables[1], name, name)
+    return "tiny-llm2clip"
+
+
+def test_a_head_a_published_pair_and_llm2clip_stand_side_by_side(folders, rows, llm2clip, capsys):
+    dual("clip", two_towers("clip", folders.parent / "towers")).save(folders.parent / "heads")
+    names = ["heads", "tiny-siglip", llm2clip]
+    options = [*(word for name in names for word in ("--model", name)), "--resamples", "5", "--device", "cpu", "--precision", "fp32"]
+    for evaluation, data in (("retrieval", str(rows)), ("zero-shot", "colors")):
+        assert vlm(["evaluate", evaluation, data, *options, "--out", evaluation]) == 0
+        results = [json.loads(path.read_text(encoding="utf-8")) for path in (folders.parent / evaluation).glob("*_*.json")]
+        assert sorted(result["model"] for result in results) == sorted(names)
+        page = (folders.parent / evaluation / "report.html").read_text(encoding="utf-8")
+        assert all(name in page for name in names)
+    assert vlm(["evaluate", "zero-shot", "colors", "--model", "heads", "--device", "tpu"]) == 2
+    assert "tpu" in capsys.readouterr().err

@@ -5,8 +5,9 @@ Every other subcommand asks models that answer: `vlm.commands.evaluate_answers`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vlm.commands import evaluate_answers
 from vlm.conf.cli import Positional, Repeated, parse
@@ -29,7 +30,11 @@ class Options:
     """What both evaluations share."""
 
     model: Annotated[tuple[str, ...], Repeated] = ()
-    """A model by name or path; once for each model that is compared."""
+    """A run, a checkpoint, or a published pair (clip-b32-224, llm2clip-b16-224, open-clip:<model>:<weights>); once for each model that is compared."""
+    device: str = "auto"
+    """Where models compute: auto, cuda, mps or cpu; all of them are in its memory at once."""
+    precision: Literal["auto", "fp32", "bf16-mixed", "bf16"] = "auto"
+    """Type of the encoders' weights: fp32 gives the vectors of the published models, bf16 half the memory; auto: bf16 where the device is faster with it."""
     trained_on: Annotated[tuple[str, ...], Repeated] = ()
     """A dataset that a model was trained on, spelled like --stage.dataset of `vlm pretrain`; once for each. Pictures in it are refused."""
     allow_overlap: bool = False
@@ -92,7 +97,7 @@ def load_embedder(name: str, *, device: str = "auto", precision: str = "auto") -
         precision: fp32, bf16-mixed, bf16 or auto; see RunConfig.precision.
 
     Raises:
-        ConfigError: If nothing answers to the name.
+        ConfigError: If nothing answers to the name, or the device does not exist.
         CheckpointError: If its weights cannot be loaded, or it is a model that answers.
     """
     from vlm.evaluate.embedder import NamedEmbedder
@@ -103,8 +108,8 @@ def load_embedder(name: str, *, device: str = "auto", precision: str = "auto") -
     return embedder
 
 
-def main(argv: Sequence[str], *, load: "Callable[[str], Embedder]" = load_embedder) -> None:
-    """Run one evaluation."""
+def main(argv: Sequence[str], *, load: "Callable[[str], Embedder] | None" = None) -> None:
+    """Run one evaluation; `load` opens a model by its name, by default `load_embedder` on the device that is asked for."""
     if not argv or argv[0] in ("-h", "--help"):
         print("\n".join(["usage: vlm evaluate COMMAND DATA --model NAME [--model NAME ...] [arguments]", *_in_lines()]))
         return
@@ -122,7 +127,7 @@ def main(argv: Sequence[str], *, load: "Callable[[str], Embedder]" = load_embedd
     arguments = parse(kind, rest, prog=f"vlm evaluate {name}", description=SUBCOMMANDS[name])
     if not arguments.model:
         raise ConfigError("Say which model: --model NAME, once for each.")
-    run(arguments, load)
+    run(arguments, load or partial(load_embedder, device=arguments.device, precision=arguments.precision))
 
 
 def _in_lines() -> list[str]:
