@@ -7,6 +7,7 @@ fp32 whatever autocast says: bf16 loses the margin between near-equal captions. 
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -145,7 +146,7 @@ def _rows(score: Scored, rows: Float[Tensor, "B J"], columns: Float[Tensor, "G J
 
 def similarities(rows: Float[Tensor, "m J"], columns: Float[Tensor, "G J"]) -> Float[Tensor, "m G"]:
     """Cosines of unit vectors, in fp32 under autocast too."""
-    with torch.autocast(rows.device.type, enabled=False):
+    with nullcontext() if rows.is_meta else torch.autocast(rows.device.type, enabled=False):  # the meta device, where FLOPs are counted, has none
         return rows.float() @ columns.float().T
 
 

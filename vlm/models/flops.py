@@ -82,6 +82,21 @@ def _visible(length: int, before: int, window: int | None) -> int:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """FLOPs of a step.
+
+    Attributes:
+        useful: What tokens, tiles or pairs need: without padding, and without what is computed twice.
+        recomputed: What is computed a second time, to keep less memory.
+        total: What is computed.
+    """
+
+    useful: float
+    recomputed: float
+    total: float
+
+
+@dataclass(frozen=True)
 class FlopModel:
     """FLOPs of one tile, token, label and pair of tokens, by part and kind.
 
@@ -142,6 +157,18 @@ class FlopModel:
             for key, flops in table.items():
                 total[key] += flops * units
         return dict(total)
+
+    @staticmethod
+    def work_of(batch: ChatBatch) -> Work:
+        """What a batch holds."""
+        return Work.of(batch)
+
+    def spent(self, works: Sequence[Work]) -> Spent:
+        """FLOPs of a step of these batches."""
+        work = Work.total(works)
+        computed = self.count(work)
+        recomputed = sum((value for (_, kind), value in computed.items() if kind == "recompute"), 0.0)
+        return Spent(self.useful(work), recomputed, float(sum(computed.values())))
 
     def useful(self, work: Work) -> float:
         """FLOPs that the tokens and tiles of a step need: without padding and without what is computed twice.

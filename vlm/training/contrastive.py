@@ -28,10 +28,11 @@ from vlm.models import checkpoint
 from vlm.models.contrastive import unit
 from vlm.models.dual_build import build_encoder, build_heads, native_text, resolve_dual, source_of
 from vlm.models.dual_encoder import AlignmentHeads, heads_values
+from vlm.models.head_flops import HeadFlops
 from vlm.models.parameters import parameter_table
 from vlm.tracking import Shown
 from vlm.training.features import Frozen, Vectors, fingerprint_of
-from vlm.training.meter import Meter
+from vlm.training.meter import Meter, meter_of
 from vlm.training.objective import Stream
 from vlm.types import World
 
@@ -250,8 +251,8 @@ class Contrastive:
         return heads_values(model, self.config.model, encoders, trained_on=[self.config.stage.dataset])
 
     def meter(self, *, precision: str, world: World) -> Meter:
-        """Times alone."""
-        return Meter(None, peak=None, world=world)
+        """What counts the FLOPs of the heads; those of the encoders were spent before the first step."""
+        return meter_of(HeadFlops.of(self.config, ranks=world.size), precision=precision, world=world)
 
     @property
     def is_looked_at(self) -> bool:

@@ -1,22 +1,22 @@
 """The roofline meter: FLOP/s that a run achieves, their share of the device's peak, and where the rest of the time goes.
 
-Counts come from shapes alone (`vlm.models.flops`), so they cost nothing on the device; times of spans come from CUDA events, which are read when the
+Counts come from shapes alone (`vlm.models.flops`, `vlm.models.head_flops`), so they cost nothing on the device; times of spans come from CUDA events, which are read when the
 device has passed them: no step waits for the meter.
 """
 
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from vlm.conf.schema import TrainConfig
 from vlm.distributed.collectives import sum_lists_over_ranks
 from vlm.models.build import skeleton
-from vlm.models.flops import FlopModel, Work
+from vlm.models.flops import FlopModel, Spent
 from vlm.training.peak import Peak, peak_of
 from vlm.types import World
 
@@ -25,10 +25,23 @@ log = logging.getLogger(__name__)
 OPTIMIZER, COMMUNICATION = "optimizer", "communication"
 
 
+@runtime_checkable
+class StepFlops(Protocol):
+    """FLOPs of a kind of model."""
+
+    def work_of(self, batch: Any) -> Any:
+        """What a batch holds, as far as it costs anything; the batch is on the CPU."""
+        ...
+
+    def spent(self, works: Sequence[Any]) -> Spent:
+        """FLOPs of one process in a step of batches that hold so much."""
+        ...
+
+
 class Meter:
     """What one process computes in each step, and how long parts of the step take."""
 
-    def __init__(self, flops: FlopModel | None, *, peak: Peak | None, world: World, clock: Callable[[], float] = time.perf_counter):
+    def __init__(self, flops: StepFlops | None, *, peak: Peak | None, world: World, clock: Callable[[], float] = time.perf_counter):
         """Begin to count.
 
         Args:
@@ -38,7 +51,7 @@ class Meter:
             clock: Seconds of the host, from any moment on.
         """
         self._flops, self._peak, self._world, self._clock = flops, peak, world, clock
-        self._work = Work.total([])
+        self._works: list[Any] = []
         self._seconds: dict[str, float] = defaultdict(float)
         self._pending: list[tuple[str, Any, Any]] = []  # CUDA events
 
@@ -46,7 +59,7 @@ class Meter:
         """Pass batches through, and count what they hold while they are still on CPU."""
         for batch in batches:
             if self._flops is not None:
-                self._work += Work.of(batch)
+                self._works.append(self._flops.work_of(batch))
             yield batch
 
     @contextmanager
@@ -70,8 +83,8 @@ class Meter:
     def step(self, seconds: float) -> dict[str, float]:
         """Metrics of the step that ends here, and a new count.
 
-        `flops_per_second` are those that tokens and tiles need, over all processes, without padding and without what gradient checkpointing computes
-        twice; `mfu` is their share of the peak of all devices. `recompute_share` is a share of the FLOPs that were computed, `optimizer_share` and
+        `flops_per_second` are those that tokens and tiles, or pairs, need, over all processes, without padding and without what is computed
+        twice to keep less; `mfu` is their share of the peak of all devices. `recompute_share` is a share of the FLOPs that were computed, `optimizer_share` and
         `communication_share` are shares of this process's time; on CUDA, of spans that the device has finished, which may be one step old.
 
         Args:
@@ -79,13 +92,11 @@ class Meter:
         """
         self._read_events()
         shares = {f"{name}_share": self._seconds[name] / seconds for name in (OPTIMIZER, COMMUNICATION)}
-        work, self._work, self._seconds = self._work, Work.total([]), defaultdict(float)
-        return shares if self._flops is None or not work.slots else shares | self._roofline(self._flops, work, seconds)
+        works, self._works, self._seconds = self._works, [], defaultdict(float)
+        return shares if self._flops is None or not works else shares | self._roofline(self._flops.spent(works), seconds)
 
-    def _roofline(self, flops: FlopModel, work: Work, seconds: float) -> dict[str, float]:
-        computed = flops.count(work)
-        recomputed = sum(value for (_, kind), value in computed.items() if kind == "recompute")
-        useful, recomputed, total = sum_lists_over_ranks([flops.useful(work), recomputed, sum(computed.values())], self._world)
+    def _roofline(self, spent: Spent, seconds: float) -> dict[str, float]:
+        useful, recomputed, total = sum_lists_over_ranks([spent.useful, spent.recomputed, spent.total], self._world)
         achieved = {"flops_per_second": useful / seconds, "recompute_share": recomputed / total}
         if self._peak is not None:
             achieved["mfu"] = useful / seconds / (self._peak.flops_per_second * self._world.size)
@@ -102,7 +113,7 @@ class Meter:
 
 
 def make_meter(config: TrainConfig, *, precision: str, world: World) -> Meter:
-    """The meter of a run; the peak that it compares with is logged.
+    """The meter of a run of a vision-language model.
 
     Args:
         config: The run.
@@ -110,7 +121,18 @@ def make_meter(config: TrainConfig, *, precision: str, world: World) -> Meter:
         world: Its processes.
     """
     model = skeleton(config.model, precision=precision, trained=config.stage.lr.trained)
+    return meter_of(FlopModel.of(model, recomputed=config.stage.gradient_checkpointing), precision=precision, world=world)
+
+
+def meter_of(flops: StepFlops, *, precision: str, world: World) -> Meter:
+    """A meter that compares with the peak of this device, which is logged.
+
+    Args:
+        flops: FLOPs of the model.
+        precision: Precision of the run, resolved.
+        world: Its processes.
+    """
     peak = peak_of(world.device, torch.float32 if precision == "fp32" else torch.bfloat16)
     if world.is_main:
         log.info("mfu: share of %.4g TFLOP/s a device, %s", peak.flops_per_second / 1e12, peak.origin)
-    return Meter(FlopModel.of(model, recomputed=config.stage.gradient_checkpointing), peak=peak, world=world)
+    return Meter(flops, peak=peak, world=world)
