@@ -64,7 +64,7 @@ def test_a_run_learns_and_is_looked_at(config):
     assert len(curve) == 60
     assert sum(curve[-10:]) < 0.9 * sum(curve[:10])
     assert {"validation_loss", "validation/image_retrieval_recall@1", "validation/text_retrieval_recall@5"} <= set(metrics(run)[-1])
-    assert {"pairs_per_second", "lr/text_head", "lr/scale", "data_wait_share"} <= set(metrics(run)[0])
+    assert {"pairs_per_second", "lr/text_head", "lr/scale", "data_wait_share", "flops_per_second", "mfu"} <= set(metrics(run)[0])
 
 
 def test_what_was_trained_is_a_small_checkpoint_that_loads_and_gives_the_vectors_of_training(config, tmp_path):
