@@ -2,6 +2,8 @@ from dataclasses import replace
 
 import pytest
 
+from vlm.conf.contrastive import PairAssumptions
+from vlm.conf.contrastive_presets import CONTRASTIVE_PRESETS
 from vlm.conf.idle import idle_settings
 from vlm.conf.presets import PRESETS
 from vlm.conf.schema import AssumeConfig, LearningRates, LoRAConfig, LoRATowers, ParallelConfig, TrackingConfig
@@ -38,6 +40,13 @@ def test_no_preset_sets_anything_in_vain(name):
 def test_setting_without_effect_is_named(changed, named):
     (sentence,) = idle_settings(replace(BASE, **changed))
     assert named in sentence
+
+
+def test_assumptions_of_contrastive_runs_have_no_effect_without_a_dry_run():
+    config = replace(CONTRASTIVE_PRESETS["tiny-ape/align"], stage=replace(CONTRASTIVE_PRESETS["tiny-ape/align"].stage, epochs=1.0))
+    assumed = replace(config, assume=PairAssumptions(num_images=5))
+    assert set(idle_settings(assumed)) - set(idle_settings(config)) == {"The settings of --assume have no effect without --dry-run."}
+    assert idle_settings(replace(assumed, dry_run=True)) == idle_settings(config)
 
 
 def test_strategy_has_no_effect_in_one_process():

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from vlm.conf.cli import parse_train
 from vlm.conf.contrastive import ContrastiveConfig
 from vlm.conf.schema import RunConfig, TrainConfig
-from vlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlm.types import World
@@ -69,9 +68,14 @@ def objective_of(config: RunConfig, world: "World") -> Any:
 
 def _print_dry_run(config: RunConfig) -> None:
     """Print the estimate, on the first of several processes."""
-    if not isinstance(config, TrainConfig):
-        raise ConfigError("--dry-run is for vision-language models; heads on cached vectors need little: start the run with --stage.max-steps 10.")
-    if int(os.environ.get("RANK", "0")) == 0:
-        from vlm.training.dry_run import describe, dry_run
+    if int(os.environ.get("RANK", "0")):
+        return
+    if isinstance(config, ContrastiveConfig):
+        from vlm.training import contrastive_dry_run
 
-        print("\n".join(describe(dry_run(config))))
+        print("\n".join(contrastive_dry_run.describe(contrastive_dry_run.dry_run(config))))
+        return
+    from vlm.training.dry_run import describe, dry_run
+
+    assert isinstance(config, TrainConfig)
+    print("\n".join(describe(dry_run(config))))

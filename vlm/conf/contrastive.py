@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vlm.conf.schema import RunConfig, Schedule, check_at_least, check_folder_word
+from vlm.conf.schema import DeviceAssumptions, RunConfig, Schedule, check_at_least, check_folder_word
 from vlm.errors import ConfigError
 
 
@@ -140,6 +140,22 @@ class ContrastiveStage(Schedule):
         check_at_least(1, "stage", encode_batch_size=self.encode_batch_size, per_device_batch_size=self.per_device_batch_size)
 
 
+@dataclass(frozen=True)
+class PairAssumptions(DeviceAssumptions):
+    """What --dry-run takes for granted, because it looks at no data that is not here and runs on no device."""
+
+    num_images: int | None = None
+    """Training pictures; None: as many as the prepared data has, or as are published of the dataset."""
+    captions_per_image: float = 5.0
+    """Captions of each picture; of --assume.num-images pictures."""
+    text_tokens: int = 16
+    """Tokens of a caption, with what a template adds; 16 is about COCO's mean. Encoders that pad texts to one length compute that length whatever it is."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, "assume", num_images=self.num_images, captions_per_image=self.captions_per_image, text_tokens=self.text_tokens)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveConfig(RunConfig):
     """One complete run that trains the heads of a dual encoder."""
@@ -152,3 +168,5 @@ class ContrastiveConfig(RunConfig):
     """Folder of the cached vectors, which runs share; None: `features` below --data-root."""
     allow_overlap: bool = False
     """Go on although validation pictures are among the training pictures, and say so in every report."""
+    assume: PairAssumptions = PairAssumptions()
+    """What --dry-run takes for granted."""

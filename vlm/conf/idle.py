@@ -1,6 +1,6 @@
 """Settings that were changed but have no effect beside the others, each as a sentence. Refuses nothing: that is what the schema does."""
 
-from vlm.conf.schema import AssumeConfig, LoRAConfig, ParallelConfig, RunConfig, Schedule, StageConfig, TrackingConfig, TrainConfig
+from vlm.conf.schema import LoRAConfig, ParallelConfig, RunConfig, Schedule, StageConfig, TrackingConfig, TrainConfig
 
 
 def idle_settings(config: RunConfig, *, ranks: int | None = None) -> list[str]:
@@ -10,8 +10,8 @@ def idle_settings(config: RunConfig, *, ranks: int | None = None) -> list[str]:
         config: The run.
         ranks: Processes of the run, at least 1; None if it is not known.
     """
-    said = [*_schedule(config.stage), *_checkpoints(config), *_tracking(config), *_parallel(config.parallel, ranks)]
-    return [*said, *_rows(config.stage), *_assumed(config), *_parts(config)] if isinstance(config, TrainConfig) else said
+    said = [*_schedule(config.stage), *_checkpoints(config), *_tracking(config), *_parallel(config.parallel, ranks), *_assumed(config)]
+    return [*said, *_rows(config.stage), *_parts(config)] if isinstance(config, TrainConfig) else said
 
 
 def _schedule(stage: Schedule) -> list[str]:
@@ -56,8 +56,8 @@ def _tracking(config: RunConfig) -> list[str]:
     return said
 
 
-def _assumed(config: TrainConfig) -> list[str]:
-    idle = config.assume != AssumeConfig() and not config.dry_run
+def _assumed(config: RunConfig) -> list[str]:
+    idle = config.assume != type(config.assume)() and not config.dry_run
     return ["The settings of --assume have no effect without --dry-run."] if idle else []
 
 

@@ -255,11 +255,9 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
-class AssumeConfig:
-    """What --dry-run takes for granted, because it looks at no data and runs on no device."""
+class DeviceAssumptions:
+    """What --dry-run takes for granted of the devices, because it runs on none."""
 
-    text_tokens: int = 150
-    """Tokens of text a sample, all of them labelled; 150 is about the median of LLaVA-1.5's conversations, its captions have 40."""
     mfu: float = 0.4
     """Share of the device's peak that the run will achieve, above 0 to 1; every step of a run logs its own as `mfu`."""
     device: str = ""
@@ -268,9 +266,21 @@ class AssumeConfig:
     """Devices that the run will use; None: as many as torchrun has started processes."""
 
     def __post_init__(self) -> None:
-        check_at_least(1, "assume", text_tokens=self.text_tokens, num_devices=self.num_devices)
+        check_at_least(1, "assume", num_devices=self.num_devices)
         if not 0 < self.mfu <= 1:
             raise ConfigError(f"--assume.mfu is {self.mfu}; it must be above 0 and at most 1.")
+
+
+@dataclass(frozen=True)
+class AssumeConfig(DeviceAssumptions):
+    """What --dry-run takes for granted, because it looks at no data and runs on no device."""
+
+    text_tokens: int = 150
+    """Tokens of text a sample, all of them labelled; 150 is about the median of LLaVA-1.5's conversations, its captions have 40."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, "assume", text_tokens=self.text_tokens)
 
 
 @dataclass(frozen=True)
@@ -326,6 +336,8 @@ class RunConfig:
     """Delete the run folder if it exists; without it (or --resume), an existing one is refused."""
     dry_run: bool = False
     """Train nothing: print parameters, tokens, FLOPs, memory, steps and expected time of the run. Needs neither weights nor data nor a network."""
+    assume: DeviceAssumptions = DeviceAssumptions()
+    """What --dry-run takes for granted."""
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_last", "keep_every"):

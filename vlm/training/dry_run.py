@@ -5,13 +5,13 @@ It knows nothing of the data but its published size, and says what it assumes (`
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 
-from vlm.conf.schema import BatchPlan, StageConfig, TrainConfig
+from vlm.conf.schema import BatchPlan, RunConfig, StageConfig, TrainConfig
 from vlm.data.datasets import DATASETS
 from vlm.data.reader import open_dataset
 from vlm.data.stream.mixture import draws_an_epoch, parse_mixture
@@ -99,7 +99,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     """
     assume, stage = config.assume, config.stage
     plan = BatchPlan.of(stage, world=assume.num_devices or int(os.environ.get("WORLD_SIZE", "1")))
-    precision, peak = _device(config)
+    precision, peak = assumed_device(config)
     shards = _shards(config, plan.world)
     model = skeleton(config.model, precision=precision, trained=stage.lr.trained)
     freeze_unused(model)
@@ -112,7 +112,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     return DryRun(
         config=config,
         precision=precision,
-        parameters={part: _parameters(getattr(model, part)) for part in PARTS},
+        parameters={part: count_parameters(getattr(model, part)) for part in PARTS},
         plan=plan,
         row=row,
         flops=flops.count(work),
@@ -131,7 +131,7 @@ def _shards(config: TrainConfig, num_devices: int) -> int:
     return Placement.of(config.parallel.strategy, world, shard_size=config.parallel.shard_size).shards if num_devices > 1 else 1
 
 
-def _device(config: TrainConfig) -> tuple[str, Peak]:
+def assumed_device(config: RunConfig) -> tuple[str, Peak]:
     """Precision and peak on the device that the run is taken to use."""
     name = config.assume.device
     if not name and (config.device == "cpu" or torch.cuda.is_available()):
@@ -156,7 +156,8 @@ def _work(row: Row, rows: int) -> Work:
     return Work(tiles=samples, slots=samples * row.length, padding=0, labels=samples * row.text_tokens, documents=documents, samples=samples)
 
 
-def _parameters(module: torch.nn.Module) -> tuple[int, int]:
+def count_parameters(module: torch.nn.Module) -> tuple[int, int]:
+    """Parameters, and how many of them are trained."""
     weights = list(module.parameters())
     return sum(weight.numel() for weight in weights), sum(weight.numel() for weight in weights if weight.requires_grad)
 
@@ -193,7 +194,8 @@ def describe(run: DryRun) -> list[str]:
     return [*_parts_lines(run), "", *_batch_lines(run), "", *_flops_lines(run), "", *_memory_lines(run), "", *_time_lines(run)]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns, the first one to the left and the others to the right."""
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
     return [
         "  " + "  ".join([line[0].ljust(widths[0]), *(word.rjust(w) for word, w in zip(line[1:], widths[1:], strict=True))])
@@ -203,10 +205,15 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _parts_lines(run: DryRun) -> list[str]:
     model = run.config.model
-    rows = [[part, getattr(model, part), f"{n:,}", f"{trained:,}", f"{n - trained:,}"] for part, (n, trained) in run.parameters.items()]
-    total, trained = (sum(column) for column in zip(*run.parameters.values(), strict=True))
+    return parameter_lines(run.config.run_id, {part: (getattr(model, part), *counts) for part, counts in run.parameters.items()})
+
+
+def parameter_lines(run_id: str, parts: Mapping[str, tuple[str, int, int]]) -> list[str]:
+    """The parts of a run: the name of each, its parameters, and how many of them are trained; with their sum."""
+    rows = [[part, name, f"{n:,}", f"{trained:,}", f"{n - trained:,}"] for part, (name, n, trained) in parts.items()]
+    total, trained = sum(n for _, n, _ in parts.values()), sum(n for _, _, n in parts.values())
     rows.append(["total", "", f"{total:,}", f"{trained:,}", f"{total - trained:,}"])
-    return [f"{run.config.run_id}: dry run, nothing is trained", *_table(["part", "name", "parameters", "trained", "frozen"], rows)]
+    return [f"{run_id}: dry run, nothing is trained", *table(["part", "name", "parameters", "trained", "frozen"], rows)]
 
 
 def _batch_lines(run: DryRun) -> list[str]:
@@ -227,7 +234,7 @@ def _flops_lines(run: DryRun) -> list[str]:
     rows.append(["total", *cells([sum(run.flops.get((part, kind), 0.0) for part in COUNTED_PARTS) for kind in KINDS])])
     samples = run.config.stage.global_batch_size * run.row.samples
     heading = f"TFLOP a step: {run.useful / 1e12:,.4g} needed, {run.useful / samples / 1e12:.4g} a sample; computed, by part:"
-    return [heading, *_table(["part", *(kind.replace("_", " ") for kind in KINDS), "all"], rows)]
+    return [heading, *table(["part", *(kind.replace("_", " ") for kind in KINDS), "all"], rows)]
 
 
 def _memory_lines(run: DryRun) -> list[str]:
@@ -238,7 +245,7 @@ def _memory_lines(run: DryRun) -> list[str]:
     held = ", ".join([held, *quantized])
     return [
         f"Memory of each device in GiB: {run.precision}, {held}, gradient checkpointing: {checkpointed}; kernels' buffers come on top:",
-        *_table(["kind", "GiB"], [*rows, ["total", f"{run.memory.total / GIB:.2f}"]]),
+        *table(["kind", "GiB"], [*rows, ["total", f"{run.memory.total / GIB:.2f}"]]),
     ]
 
 

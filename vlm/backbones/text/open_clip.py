@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vlm.backbones.image.open_clip import without_logs
 from vlm.backbones.loading import REMEDY, Load, require
 from vlm.backbones.text.base import PaddedTextEncoder, TextSpec
 from vlm.errors import CheckpointError, UnknownNameError
@@ -49,7 +50,8 @@ def open_clip_tower(spec: TextSpec, load: Load) -> OpenClipTower:
     open_clip = _open_clip(name)
     pretrained = None if load.source is None else str(load.source)
     try:
-        model = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False, device=torch.get_default_device())
+        with without_logs():
+            model = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False, device=torch.get_default_device())
     except (OSError, RuntimeError) as error:  # RuntimeError: no such weights, or of another model
         raise CheckpointError(
             f"Weights of open-clip:{name}:{pretrained} could not be loaded ({' '.join(str(error).split())[:300]}). {REMEDY}"

@@ -69,6 +69,7 @@ class DatasetSpec:
         parts: For a mix: names of the datasets that are read one after the other; a mix has neither archives nor rows of its own.
         splits: Names of the splits, training first.
         num_samples: Conversations of the first split as published, before faulty ones are left out; 0 where nobody says.
+        num_images: Pictures of the first split as published, where several rows are of the same picture; 0 where nobody says.
         description: One line.
         license: Licence of the data.
         source: Where the data comes from.
@@ -83,6 +84,7 @@ class DatasetSpec:
     parts: tuple[str, ...] = ()
     splits: tuple[str, ...] = ("train",)
     num_samples: int = 0
+    num_images: int = 0
     description: str
     license: str
     source: str

@@ -150,13 +150,7 @@ class PairOrder:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.batch < 2:
-            raise ConfigError(f"--stage.global-batch-size is {self.batch}; a contrastive loss compares at least 2 pairs.")
-        if self.batch > len(self.captions):
-            raise ConfigError(
-                f"--stage.global-batch-size is {self.batch:,}, and the data has {len(self.captions):,} images. A batch holds an image once, because captions of one "
-                f"image must not be negatives of each other. Lower it to {len(self.captions):,} or less."
-            )
+        refuse_batch(self.batch, len(self.captions))
 
     @property
     def batches_per_epoch(self) -> int:
@@ -188,6 +182,21 @@ class PairOrder:
         for array in (self.captions.images, self.captions.starts, self.captions.texts):
             digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
         return digest.hexdigest()
+
+
+def refuse_batch(batch: int, num_images: int) -> None:
+    """Make sure that there are batches.
+
+    Raises:
+        ConfigError: If a batch holds a single pair, or more than there are images.
+    """
+    if batch < 2:
+        raise ConfigError(f"--stage.global-batch-size is {batch}; a contrastive loss compares at least 2 pairs.")
+    if batch > num_images:
+        raise ConfigError(
+            f"--stage.global-batch-size is {batch:,}, and the data has {num_images:,} images. A batch holds an image once, because captions of one "
+            f"image must not be negatives of each other. Lower it to {num_images:,} or less."
+        )
 
 
 @dataclass(frozen=True)
@@ -226,7 +235,12 @@ class TextOrder:
 
 def count_batches(order: PairOrder | TextOrder, epochs: float) -> int:
     """Steps of so many epochs, at least 1."""
-    return max(1, math.ceil(order.batches_per_epoch * epochs - 1e-9))
+    return steps_of(order.batches_per_epoch, epochs)
+
+
+def steps_of(batches_per_epoch: int, epochs: float) -> int:
+    """Steps of so many epochs of so many batches, at least 1."""
+    return max(1, math.ceil(batches_per_epoch * epochs - 1e-9))
 
 
 def refuse_accumulation(batch: int, per_device: int, world: int) -> None:
