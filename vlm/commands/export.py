@@ -19,8 +19,8 @@ class DualArguments:
     """Run folder, checkpoint folder, unique prefix of a run's name, or a published pair such as clip-b32-224."""
     out: Annotated[Path, Positional]
     """Folder to write; must not exist."""
-    format: Literal["auto", "transformers", "open_clip"] = "auto"
-    """The library; auto: the first that can hold the model."""
+    format: Literal["auto", "transformers", "open_clip", "llm2clip"] = "auto"
+    """The library, or LLM2CLIP's layout; auto: the first that can hold the model."""
     run_root: Path = Path("runs")
     """Folder of the run folders."""
     image_source: str = ""

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm.errors import CheckpointError, ConfigError
+from vlm.export.llm2clip_pair import as_llm2clip
 from vlm.export.open_clip_pair import as_open_clip
 from vlm.export.parity import Parity, compare
 from vlm.export.transformers_pair import Writer, as_transformers
 from vlm.models.dual_encoder import DualEncoder
 
-FORMATS = {"transformers": as_transformers, "open_clip": as_open_clip}
+FORMATS = {"transformers": as_transformers, "open_clip": as_open_clip, "llm2clip": as_llm2clip}
 AUTO = "auto"
 
 

@@ -174,10 +174,10 @@ def load(folder: Path, kind: str) -> Foreign:
         said = model(pixel_values=pixels, **tokens)
         return Vectors(said.image_embeds, said.text_embeds, said.logits_per_image)
 
-    return Foreign(encode, {backend: _processor(folder, backend) for backend in BACKENDS})
+    return Foreign(encode, {backend: processor_of(folder, backend) for backend in BACKENDS})
 
 
-def _processor(folder: Path, backend: str) -> Callable[[Image.Image], Tensor]:
+def processor_of(folder: Path, backend: str) -> Callable[[Image.Image], Tensor]:
     """The folder's image processor on one of transformers' backends."""
     import transformers
 

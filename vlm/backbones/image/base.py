@@ -120,6 +120,7 @@ class PooledImage(nn.Module):
         super().__init__()
         self.tower, self.projection = tower, projection or nn.Identity()
         self.width, self.image_policy, self.architecture = spec.width, spec.image_policy, spec.architecture
+        self.vision = spec.vision
         self._spec = spec
 
     def forward(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N E"]:
