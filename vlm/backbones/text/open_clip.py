@@ -68,7 +68,8 @@ def open_clip_tokenizer(spec: TextSpec, source: str | Path | None) -> Any:
     """
     name = spec.architecture["name"]
     try:
-        return _open_clip(name).get_tokenizer(name)
+        with without_logs():
+            return _open_clip(name).get_tokenizer(name)
     except OSError as error:
         raise CheckpointError(f"The tokenizer of open-clip:{name} could not be loaded ({' '.join(str(error).split())[:300]}). {REMEDY}") from error
 
