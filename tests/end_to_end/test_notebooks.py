@@ -110,6 +110,7 @@ class TestOnTheDemo:
     def test_alignment_brings_pictures_to_their_names(self, executed):
         book = executed("alignment")
         assert len(pictures(book)) == len(pictures(read("alignment")))
-        recalls = {which: float(recall) for which, recall in re.findall(r"^(trained|untrained) +name to picture:.*@10 ([\d.]+)", printed(book), re.MULTILINE)}
+        found = re.findall(r"^(trained|untrained) +name to picture:.*@10 ([\d.]+)", printed(book), re.MULTILINE)
+        recalls = {which: float(recall) for which, recall in found}
         chance = 10 / 129
         assert recalls["trained"] > 4 * chance > 2 * recalls["untrained"]
