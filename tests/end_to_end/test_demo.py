@@ -1,6 +1,5 @@
 """The whole demo, as a user runs it: real parts, real pictures, the numbers that the README promises."""
 
-import json
 import subprocess
 import sys
 
@@ -13,15 +12,6 @@ MINUTES = {"bf16-mixed": 8, "fp32": 13}  # by what `auto` resolves to: CPUs with
 TIMEOUT = 40 * 60
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "-m", "vlm", "demo", "--data-root", str(folder / "data"), "--run-root", str(folder / "runs")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return folder, result, json.loads((folder / "runs" / "demo" / "summary.json").read_text())
 
 
 @pytest.mark.timeout(TIMEOUT)
