@@ -16,7 +16,7 @@ import logging
 import random
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,12 +27,12 @@ from vlm.backbones.image.base import ImageSpec, PooledImage, build_image
 from vlm.backbones.language.smollm import packaged_folder
 from vlm.backbones.loading import Load
 from vlm.backbones.text import TEXT
-from vlm.backbones.text.llm2vec import llm2vec_spec
+from vlm.backbones.text import sentence as minilm
 from vlm.commands import preprocess
 from vlm.conf.contrastive import ContrastiveConfig, DistillConfig, DualEncoderConfig, HeadConfig, HeadRates
 from vlm.conf.contrastive_presets import CONTRASTIVE_PRESETS
 from vlm.data.benchmarks.captioned import open_captioned
-from vlm.data.benchmarks.prompts import GENERIC_TEMPLATES, prompts_of
+from vlm.data.benchmarks.prompts import SINGLE_TEMPLATES, prompts_of
 from vlm.models.checkpoint import find_checkpoint
 
 METRICS = [f"{side}_retrieval_recall@{k}" for side in ("image", "text") for k in (1, 5, 10)]
@@ -84,17 +84,17 @@ def demo_rows(root: Path, data_root: Path) -> Iterator[tuple[str, ContrastiveCon
 
 # An LLM in the place of the text encoder
 
-PAIR = "the pair itself"
-LLM = "smollm2-135m-causal-text"
+PAIR, FEW = "the pair itself", "a tenth of the pictures"
+QUICK = ("plain", "and on names, none held out")
 INSTRUCTION = "This is a picture of"  # is seen and not pooled: what a decoder says of its first token is the same for every text
 LLM_HEAD = HeadConfig(kind="ape", num_layers=2, normalize_input="standardize", dropout=0.1)
-LLM_STEPS, LLM_RATE, LLM_DECAY = 160, 1e-3, 1e-4
-TEMPLATES = GENERIC_TEMPLATES[:2]
-PICTURED = 0.2  # of the training pictures, in the rows of few concepts
+LLM_STEPS, LLM_RATE, LLM_DECAY = 160, 3e-3, 1e-4
+PICTURED = 0.1  # of the training pictures, in the rows of few concepts
+NUM_WORDS = 3_000
 
 
 def register(pair: Path) -> None:
-    """Add a trained pair to the registries as `emoji-image` and `emoji-text`, and SmolLM2 as a decoder that pools its states.
+    """Add a trained pair to the registries as `emoji-image` and `emoji-text`.
 
     Args:
         pair: A checkpoint of the demo's model without text head; MiniLM is its text encoder as it is.
@@ -107,10 +107,6 @@ def register(pair: Path) -> None:
 
     IMAGE.add("emoji-image", replace(tower, build=image, source=str(pair), width=TEXT["all-minilm-l6-v2-text"].width))
     TEXT.add("emoji-text", TEXT["all-minilm-l6-v2-text"])
-    decoder = llm2vec_spec(str(packaged_folder()))
-    assert decoder.reading is not None
-    # causal: the weights were never trained to see later tokens, and lose most of what they say of a name when they do
-    TEXT.add(LLM, replace(decoder, reading=replace(decoder.reading, bidirectional=False)))
 
 
 @dataclass(frozen=True)
@@ -119,16 +115,18 @@ class LLMData:
 
     Attributes:
         all: The training pictures.
-        few: A fifth of them.
-        names: Names in templates, by whether the held-out ones are among them.
+        few: A tenth of them.
+        names: Names in a template, by whether the held-out ones are among them.
+        words: Words of MiniLM's vocabulary, without the held-out names.
     """
 
     all: str
     few: str
     names: dict[str, str]
+    words: str
 
     @classmethod
-    def write(cls, folder: Path, data_root: Path) -> "LLMData":
+    def write(cls, folder: Path, data_root: Path, *, quick: bool) -> "LLMData":
         """Write them."""
         train = open_captioned("twemoji@train", data_root=data_root)
         test = list(open_captioned("twemoji@test", data_root=data_root).captions)
@@ -137,24 +135,34 @@ class LLMData:
         ]
         few = folder / "few.json"
         few.write_text(json.dumps(random.Random(0).sample(rows, round(PICTURED * len(rows)))), encoding="utf-8")
-        unseen = [*train.captions, *other_names({*train.captions, *test})]
+        unseen = [*train.captions, *([] if quick else other_names({*train.captions, *test}))]
         texts = {}
         for label, names in (("without", unseen), ("with", unseen + test)):
             path = folder / f"names-in-templates-{label}.txt"
-            path.write_text("\n".join(text for prompts in prompts_of(names, TEMPLATES) for text in prompts), encoding="utf-8")
+            path.write_text("\n".join(text for prompts in prompts_of(names, SINGLE_TEMPLATES) for text in prompts), encoding="utf-8")
             texts[label] = str(path)
-        return cls("twemoji", str(few), texts)
+        words = folder / "words.txt"
+        words.write_text("\n".join(some_words(without=test)), encoding="utf-8")
+        return cls("twemoji", str(few), texts, str(words))
+
+
+def some_words(*, without: Sequence[str]) -> list[str]:
+    """NUM_WORDS whole words of MiniLM's vocabulary."""
+    vocabulary = (minilm.packaged_folder() / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    words = [word for word in vocabulary if len(word) >= 3 and word.isascii() and word.isalpha() and word not in without]
+    return random.Random(0).sample(words, NUM_WORDS)
 
 
 def told_of(data: LLMData) -> dict[str, DistillConfig]:
     """What the LLM's head learns besides its pairs, by name."""
-    teacher = DistillConfig(teacher="native", structure=0.0, weight=1.0, texts_weight=1.0)
+    teacher = DistillConfig(teacher="native", structure=0.0, weight=10.0, texts_weight=30.0, texts_batch_size=256)
     return {
         "plain": DistillConfig(),
         "distilled on captions": teacher,
         "and on names, none held out": replace(teacher, texts=(data.names["without"],)),
         "and on names, held-out ones too": replace(teacher, texts=(data.names["with"],)),
-        "the same with the structure term": replace(teacher, texts=(data.names["with"],), structure=1.0),
+        "on words in place of names": replace(teacher, texts=(data.words,)),
+        "on names, held-out ones too, with the structure term": replace(teacher, texts=(data.names["with"],), structure=1.0),
     }
 
 
@@ -165,12 +173,14 @@ def llm_rows(root: Path, data_root: Path, *, quick: bool) -> Iterator[tuple[str,
     pair = replace(preset, model=replace(preset.model, name="emoji-pair", text_head=HeadConfig()), stage=stage)
     yield PAIR, pair
     register(find_checkpoint(next(root.glob("emoji-pair+align+x0"))))
-    data = LLMData.write(root, data_root)
-    model = DualEncoderConfig(name="emoji-llm", image="emoji-image", text=LLM, text_head=LLM_HEAD, instruction=INSTRUCTION)
+    data = LLMData.write(root, data_root, quick=quick)
+    model = DualEncoderConfig(name="emoji-llm", image="emoji-image", text=f"decoder:{packaged_folder()}", text_head=LLM_HEAD, instruction=INSTRUCTION)
     rates = HeadRates(text_head=LLM_RATE, scale=LLM_RATE)
-    stage = replace(stage, lr=rates, weight_decay=LLM_DECAY, max_steps=LLM_STEPS)
-    for pictures, dataset, batch in (("all pictures", data.all, 256), ("a fifth of the pictures", data.few, 216)):
+    stage = replace(stage, lr=rates, weight_decay=LLM_DECAY, max_steps=LLM_STEPS, epochs=1.0)
+    for pictures, dataset, batch in ((FEW, data.few, 108), ("all pictures", data.all, 256)):
         for how, distill in told_of(data).items():
+            if quick and (pictures != FEW or how not in QUICK):
+                continue
             yield f"{pictures}: {how}", replace(pair, model=model, stage=replace(stage, dataset=dataset, global_batch_size=batch, distill=distill))
 
 
@@ -189,12 +199,12 @@ def main() -> None:
     """Train every variant with every seed, and print a line for each variant."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--group", choices=("minilm", "llm"), default="minilm")
-    parser.add_argument("--quick", action="store_true", help="of the group llm, the rows of few pictures that the test compares")
+    parser.add_argument("--quick", action="store_true", help="of the group llm, two rows of few pictures, and names of the training data alone")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--run-root", type=Path, default=Path("runs/contrastive-demo"))
     arguments = parser.parse_args()
-    logging.disable(logging.WARNING)
+    logging.disable(logging.INFO)
     preprocess.run(preprocess.Arguments("twemoji", root_dir=arguments.data_root))
     root = arguments.run_root / arguments.group
     root.mkdir(parents=True, exist_ok=True)
