@@ -243,3 +243,15 @@ def test_first_token_is_pooled_where_the_tokenizer_sets_one(encoder):
     hidden = first.tower.model(input_ids=tokens.ids, attention_mask=tokens.seen).last_hidden_state
     assert tokens.ids[0, 0] == first.tokenizer.bos_token_id
     torch.testing.assert_close(first.encode(["a cat", "the long text of another picture"])[0], hidden[0, 0], rtol=0, atol=1e-5)
+
+
+def test_a_plain_decoder_sees_no_later_token_and_takes_no_adapters():
+    base = f"{GOLDEN}/base"
+    causal, switched = (build_text(TEXT[f"{kind}:{base}"], Load(source=base)) for kind in ("decoder", "llm2vec"))
+    ids = torch.tensor([[5, 6, 7], [5, 6, 8]])  # all but the last token are equal
+    ones, first = torch.ones_like(ids), torch.tensor([[1, 0, 0]] * 2)
+    with torch.no_grad():
+        differences = [float((vectors[0] - vectors[1]).abs().max()) for vectors in (each(ids, ones, first) for each in (causal, switched))]
+    assert differences[0] < 1e-6 < 1e-3 < differences[1]
+    with pytest.raises(CheckpointError, match="Name it llm2vec:"):
+        TEXT[f"decoder:{GOLDEN}"]

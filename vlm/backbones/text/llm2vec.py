@@ -5,6 +5,7 @@ is ignored by both, but the original leaves Qwen2 causal beside padding, and div
 
 A source names the base model, and its adapters with `+` between: "<base>+<adapter>+<adapter>", hub ids or folders, in the order in which they are
 merged. A base alone gets the adapters of the spec. One folder may hold it all as base/, mntp/ and supervised/ (or simcse/).
+`decoder:` is for a decoder that was never trained to see later tokens, and does not.
 """
 
 import logging
@@ -178,6 +179,21 @@ def llm2vec_spec(source: str) -> TextSpec:
     )
 
 
+def decoder_spec(source: str) -> TextSpec:
+    """The spec of any decoder as it was trained, so that no token sees a later one; it reads its `config.json` when called.
+
+    Without the training that LLM2Vec adds, a decoder loses much of what it says of a text when the switch is thrown (benchmarks/contrastive_demo.md).
+
+    Raises:
+        CheckpointError: If there is no config, it sizes no decoder, or the source has adapters, which were trained with the switch thrown.
+    """
+    spec = llm2vec_spec(source)
+    assert spec.reading is not None
+    if parts_of(source, spec.adapters).adapters:
+        raise CheckpointError(f"{source} has adapters of LLM2Vec, which need a bidirectional decoder. Name it llm2vec:{source}.")
+    return replace(spec, reading=replace(spec.reading, bidirectional=False))
+
+
 def reading_of(name: str, config: Any) -> Reading:
     """How LLM2Vec reads texts for a base model of this name."""
     if name not in TEMPLATES and "instruct" in name.lower():
@@ -274,4 +290,4 @@ SPECS = {
     ),
 }
 
-OPEN_SPECS = {"llm2vec:<base>[+<adapter>...]": llm2vec_spec}
+OPEN_SPECS = {"llm2vec:<base>[+<adapter>...]": llm2vec_spec, "decoder:<id or folder>": decoder_spec}
