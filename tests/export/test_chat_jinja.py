@@ -12,7 +12,7 @@ TALKS = {
     "one turn": [("user", "<image>\nWhat is it?")],
     "answered": [("user", "What is <image>?"), ("assistant", "  A dog \n")],
     "several turns": [
-        ("user", "<image>\n<image>\nWhat's \"this\" and {that}?\n"),
+        ("user", '<image>\n<image>\nWhat\'s "this" and {that}?\n'),
         ("assistant", "A cat's tail."),
         ("user", "Größe \\n <image>?"),
         ("assistant", "12 cm"),
