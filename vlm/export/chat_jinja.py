@@ -1,7 +1,8 @@
 """A chat template as Jinja, for the `chat_template` of other libraries: the same string as `ChatTemplate.render`, character for character.
 
 A content is a text, or a list of parts; parts are joined by line breaks and a picture is written `<image>`, as `vlm.data.formats.openai` and
-`vlm.models.generate.ask` do. Knows no tokenizer: the tokens in the template must be filled in (`fit_template`).
+`vlm.models.generate.ask` do. A part `media_marker` is of llama.cpp's server: a text that stands for a picture. Knows no tokenizer: the tokens in
+the template must be filled in (`fit_template`).
 """
 
 from string import Formatter
@@ -15,7 +16,7 @@ WORDS = """\
 {%- else -%}
 {%- set joined = namespace(text='') -%}
 {%- for part in content -%}
-{%- set piece = part['text'] if part['type'] == 'text' else '<image>' -%}
+{%- set piece = part['text'] if part['type'] in ('text', 'media_marker') else '<image>' -%}
 {%- set joined.text = joined.text ~ ('' if loop.first else '\\n') ~ piece -%}
 {%- endfor -%}
 {{- joined.text | trim -}}

@@ -62,7 +62,7 @@ def as_two_layers(connector: nn.Module, in_width: int, *, width: int | None = No
         layers = _linear(_linear_map(connector, in_width), _statistics(connector, in_width), width, through)
     elif isinstance(connector, MLP) and sum(isinstance(module, nn.Linear) for module in connector.body) == 1:
         *_, layer, activation = connector.body
-        layers = TwoLayers(LinearMap.of(layer).after(_statistics(connector, in_width)), _name(activation), LinearMap.of(connector.readout))  # type: ignore[arg-type]
+        layers = TwoLayers(LinearMap.of(layer).after(_statistics(connector, in_width)), activation_name(activation), LinearMap.of(connector.readout))  # type: ignore[arg-type]
     else:
         raise ConfigError(f"the connector is {_described(connector)}; LLaVA's projector is two linear layers with an activation between them")
     return layers if width is None else _filled_up(layers, width)
@@ -98,7 +98,8 @@ def _statistics(connector: Any, in_width: int) -> LinearMap:
     return LinearMap(torch.diag(scale), -scale * mean)
 
 
-def _name(activation: nn.Module) -> str:
+def activation_name(activation: nn.Module) -> str:
+    """transformers' name of an activation."""
     if isinstance(activation, nn.GELU):
         return "gelu" if activation.approximate == "none" else "gelu_pytorch_tanh"
     return {nn.ReLU: "relu", nn.SiLU: "silu"}[type(activation)]
