@@ -168,10 +168,14 @@ def compare(model: VisionLanguageModel, foreign: Foreign) -> AnswerParity:
 def _their_answer(model: VisionLanguageModel, foreign: Foreign, prompt: Prompt, own: Answer) -> Answer:
     pixels = foreign.pixels(to_pixels(prompt.images, model.image_policy))
     text = foreign.processor.apply_chat_template([_conversation(prompt)], add_generation_prompt=True, tokenize=False)[0]
-    ids = foreign.processor(text=[text], images=[list(prompt.images)], return_tensors="pt")["input_ids"][0].tolist()
+    ids = _their_ids(foreign, prompt, text) if text == own.text else []  # another prompt may have another number of <image>
     row = torch.tensor([own.ids])
     answer = foreign.model.generate(input_ids=row, attention_mask=torch.ones_like(row), pixel_values=pixels, **_greedy())
     return Answer(text, ids, _logits(foreign, own, pixels), answer[0, len(own.ids) :].tolist())
+
+
+def _their_ids(foreign: Foreign, prompt: Prompt, text: str) -> list[int]:
+    return foreign.processor(text=[text], images=[list(prompt.images)], return_tensors="pt")["input_ids"][0].tolist()
 
 
 def _conversation(prompt: Prompt) -> list[dict[str, str]]:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -56,13 +55,13 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_weights(folder: Path, weights: Mapping[str, Tensor], *, dtype: torch.dtype = torch.float32) -> None:
-    """Write `model.safetensors`, or its shards and their index."""
+def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write `model.safetensors`, or its shards and their index, in place of earlier ones."""
     from huggingface_hub import save_torch_state_dict
 
     for old in folder.glob("model*.safetensors*"):
         old.unlink()
-    save_torch_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, folder, max_shard_size=SHARD_SIZE)
+    save_torch_state_dict(dict(weights), folder, max_shard_size=SHARD_SIZE)
 
 
 def exported_tokenizer(language: HFCausalLM, chat_template: str) -> Any:

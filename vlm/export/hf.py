@@ -115,7 +115,7 @@ def write_llava(model: VisionLanguageModel, folder: Path, dtype: torch.dtype) ->
     """Write the stock form: config, weights, tokenizer, chat template, processor, generation config."""
     llava = as_llava(model)
     write_json(folder / "config.json", dict(llava.config) | {"dtype": str(dtype).removeprefix("torch.")})
-    write_weights(folder, llava.weights, dtype=dtype)
+    write_weights(folder, {name: tensor.to(dtype) for name, tensor in llava.weights.items()})
     write_generation_config(folder, model.language, suppress=llava.new_rows)
     processor = _processor(model, llava)
     processor.save_pretrained(folder)

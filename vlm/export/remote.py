@@ -28,6 +28,7 @@ from vlm.export.two_layers import activation_name
 from vlm.models.vision_language import VisionLanguageModel
 
 CODE = Path(__file__).parent / "remote_code"
+STATISTICS = ("connector.mean", "connector.scale")  # fp32 whatever the type of the rest
 MODEL, PROCESSOR, IMAGES = "modeling_vlm.VLMForConditionalGeneration", "processing_vlm.VLMProcessor", "image_processing_vlm.VLMImageProcessor"
 
 
@@ -52,7 +53,8 @@ def write_remote(model: VisionLanguageModel, folder: Path, dtype: torch.dtype) -
     for path in sorted(CODE.glob("*_vlm.py")):
         (folder / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     write_json(folder / "config.json", config)
-    write_weights(folder, _weights(model, towers, connector_weights), dtype=dtype)
+    weights = _weights(model, towers, connector_weights)
+    write_weights(folder, {name: tensor if name in STATISTICS else tensor.to(dtype) for name, tensor in weights.items()})
     write_generation_config(folder, model.language)
     _write_processor(model, folder)
     return (f"needs transformers 5 and trust_remote_code=True{', and timm' if any(isinstance(tower, TimmVision) for tower in towers) else ''}",)
@@ -73,7 +75,7 @@ def describe_tower(tower: Any) -> dict[str, Any]:
     if isinstance(tower, TransformersVision):
         return {"kind": "transformers", "config": _plain(tower.model.config), **_reading(tower), **statistics}
     if isinstance(tower, TimmVision):
-        published = tower.model.pretrained_cfg
+        published: Any = tower.model.pretrained_cfg
         tag = f".{published['tag']}" if published.get("tag") else ""
         return {"kind": "timm", "name": f"{published['architecture']}{tag}", "position": tower.position, **statistics}
     if isinstance(tower, EfficientNetLite0):
@@ -83,7 +85,8 @@ def describe_tower(tower: Any) -> dict[str, Any]:
 
 def _reading(tower: TransformersVision) -> dict[str, Any]:
     """How the patches are read off a tower."""
-    replaced = getattr(tower.model.config, "hidden_act", "") == "quick_gelu" and type(tower.blocks()[0].mlp.activation_fn) is nn.GELU
+    first: Any = tower.blocks()[0]
+    replaced = getattr(tower.model.config, "hidden_act", "") == "quick_gelu" and type(first.mlp.activation_fn) is nn.GELU  # clip_with_gelu
     return {
         "layers": tower.layers,
         "pre_norm": tower.pre_norm,

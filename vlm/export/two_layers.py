@@ -102,7 +102,7 @@ def activation_name(activation: nn.Module) -> str:
     """transformers' name of an activation."""
     if isinstance(activation, nn.GELU):
         return "gelu" if activation.approximate == "none" else "gelu_pytorch_tanh"
-    return {nn.ReLU: "relu", nn.SiLU: "silu"}[type(activation)]
+    return "relu" if isinstance(activation, nn.ReLU) else "silu"
 
 
 def _filled_up(layers: TwoLayers, width: int) -> TwoLayers:

@@ -16,7 +16,7 @@ class VLMConfig(PretrainedConfig):
     """
 
     model_type = "vlm"
-    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
+    sub_configs = {"text_config": AutoConfig}  # type: ignore[bad-override]  # noqa: RUF012
 
     def __init__(
         self,

@@ -115,11 +115,11 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     config_class = VLMConfig
     base_model_prefix = ""
-    input_modalities = ("image", "text")
+    input_modalities: Any = ("image", "text")
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ("connector.mean", "connector.scale")
+    _keep_in_fp32_modules_strict: Any = ("connector.mean", "connector.scale")
 
     def __init__(self, config: VLMConfig) -> None:
         """Build every part."""
@@ -147,7 +147,7 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: If image tokens and pictures disagree.
         """
-        table = self.get_input_embeddings()
+        table: Any = self.get_input_embeddings()
         embeds = table(torch.where(input_ids < table.weight.shape[0], input_ids, 0))
         is_image = input_ids == self.config.image_token_id
         if pixel_values is None or not bool(is_image.any()):
@@ -166,6 +166,6 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> Any:
         """The language model's output; `labels` give a loss."""
-        if inputs_embeds is None:
+        if inputs_embeds is None and input_ids is not None:
             inputs_embeds = self.embed(input_ids, pixel_values)
         return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
