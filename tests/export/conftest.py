@@ -26,7 +26,7 @@ def answerer() -> Callable[..., VisionLanguageModel]:
         for name, tensor in model.named_parameters():
             if "lora_B" in name:
                 tensor.data.normal_(0, 0.1, generator=generator)
-        for name, tensor in model.connector.named_buffers():
+        for tensor in model.connector.buffers():
             tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
         return model
 

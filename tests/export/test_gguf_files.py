@@ -156,7 +156,7 @@ def test_scaled_positions_become_factors_or_are_refused(answerer, tmp_path):
 def test_weight_beyond_f16_is_refused(answerer, tmp_path):
     model = answerer("tiny-clip")
     model.connector.readout.weight.data[0, 0] = 1e6
-    with pytest.raises(ConfigError, match="1e.06 is too large for f16. Export with --dtype f32"):
+    with pytest.raises(ConfigError, match=r"1e.06 is too large for f16. Export with --dtype f32"):
         export_gguf(model, tmp_path / "out", name="x")
 
 

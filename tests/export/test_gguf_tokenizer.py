@@ -38,7 +38,7 @@ def test_splitter_has_llama_cpps_name(steps, pre):
 
 
 def test_unknown_splitter_is_refused():
-    with pytest.raises(ConfigError, match="splits words .* is not known to be among llama.cpp's ways"):
+    with pytest.raises(ConfigError, match=r"splits words .* is not known to be among llama.cpp's ways"):
         vocabulary(byte_level(split("[abc]"), NO_REGEX), 4)
 
 
@@ -61,5 +61,5 @@ def test_sentencepiece_gets_scores_by_the_order_of_its_merges():
 
 def test_other_kinds_are_refused():
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordPiece({"a": 0, "[UNK]": 1}, unk_token="[UNK]")))
-    with pytest.raises(ConfigError, match="of type WordPiece, and llama.cpp's language models have BPE"):
+    with pytest.raises(ConfigError, match=r"of type WordPiece, and llama.cpp's language models have BPE"):
         vocabulary(fast, 2)

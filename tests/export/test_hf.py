@@ -66,6 +66,19 @@ def test_files_are_those_that_other_readers_look_for(answerer, tmp_path):
     assert GenerationConfig.from_pretrained(tmp_path / "out").suppress_tokens == list(range(384, 448))
 
 
+def test_scaled_positions_are_kept_in_the_words_of_transformers_4_too(answerer, tmp_path):
+    model = answerer("tiny-clip", "tiny-llama")
+    rope = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = model.language.model.config
+    config.rope_parameters = rope | {"original_max_position_embeddings": 64}
+    model.language.decoder.rotary_emb = type(model.language.decoder.rotary_emb)(config)
+    assert export_hf(model, tmp_path / "out").parity.is_equal
+    text = json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]
+    assert text["rope_theta"] == 10_000
+    assert text["rope_scaling"] == text["rope_parameters"] == config.rope_parameters
+    assert "id2label" not in text
+
+
 def test_bias_is_refused_and_its_measure_is_given_if_allowed(answerer, tmp_path):
     model = answerer(language="tiny-phi")
     torch.nn.init.normal_(model.language.model.lm_head.bias, generator=torch.Generator().manual_seed(0))

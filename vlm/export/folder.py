@@ -11,10 +11,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vlm.backbones.language.base import HFCausalLM
+from vlm.backbones.language.huggingface import ABOUT_THE_FILE
 from vlm.errors import CheckpointError
 from vlm.messages import IMAGE_PLACEHOLDER
 
 SHARD_SIZE = "5GB"  # transformers' own default
+READABLE = 0o644  # safetensors writes files that nobody but their owner may read
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"  # the name that transformers 4 and 5 know; tokenizer.json holds all that matters
 
 
@@ -55,6 +57,20 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def plain_config(config: Any) -> dict[str, Any]:
+    """A config of transformers as JSON, without what every config has and what is about its file; positions also in transformers 4's words."""
+    import transformers
+
+    of_every = transformers.PretrainedConfig().to_dict()
+    values = {key: value for key, value in config.to_dict().items() if key not in ABOUT_THE_FILE and (key not in of_every or value != of_every[key])}
+    values = {key: value for key, value in values.items() if not key.startswith("_")}
+    rope = values.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        values |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+        values |= {} if rope.get("rope_type", "default") == "default" else {"rope_scaling": rope}
+    return values | {"model_type": config.model_type}
+
+
 def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Write `model.safetensors`, or its shards and their index, in place of earlier ones."""
     from huggingface_hub import save_torch_state_dict
@@ -62,6 +78,8 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
     for old in folder.glob("model*.safetensors*"):
         old.unlink()
     save_torch_state_dict(dict(weights), folder, max_shard_size=SHARD_SIZE)
+    for path in folder.glob("model*.safetensors"):
+        path.chmod(READABLE)
 
 
 def exported_tokenizer(language: HFCausalLM, chat_template: str) -> Any:

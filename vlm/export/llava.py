@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm.backbones.language.huggingface import ABOUT_THE_FILE
 from vlm.backbones.vision.base import TransformersVision
 from vlm.errors import ConfigError
+from vlm.export.folder import plain_config
 from vlm.export.two_layers import NO_ACTIVATION, TwoLayers, as_two_layers
 from vlm.models.vision_language import VisionLanguageModel
 
@@ -113,10 +113,10 @@ def _rows(model: VisionLanguageModel) -> int:
 def _config(model: VisionLanguageModel, layers: TwoLayers, rows: int) -> dict[str, Any]:
     language, tokenizer = model.language.model, model.language.tokenizer
     tied = bool(language.config.tie_word_embeddings)
-    text = _plain(language.config) | {"vocab_size": rows, "architectures": [type(language).__name__], "tie_word_embeddings": tied}
+    text = plain_config(language.config) | {"vocab_size": rows, "architectures": [type(language).__name__], "tie_word_embeddings": tied}
     text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    vision = _plain(model.vision.model.config)
-    if "vision_use_head" in vision:
+    vision = plain_config(model.vision.model.config)
+    if vision["model_type"] == "siglip_vision_model":
         vision["vision_use_head"] = False  # its pooling head is not part of the export
     return {
         "architectures": ["LlavaForConditionalGeneration"],
@@ -131,10 +131,6 @@ def _config(model: VisionLanguageModel, layers: TwoLayers, rows: int) -> dict[st
         "text_config": text,
         "vision_config": vision,
     }
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    return {key: value for key, value in config.to_dict().items() if key not in ABOUT_THE_FILE}
 
 
 def _weights(model: VisionLanguageModel, layers: TwoLayers, rows: int) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.backbones.language.huggingface import ABOUT_THE_FILE
 from vlm.backbones.loading import check_complete, quiet
 from vlm.backbones.vision.base import TransformersVision
 from vlm.backbones.vision.efficientnet import EfficientNetLite0
@@ -23,7 +22,7 @@ from vlm.connectors.pixel_shuffle import PixelShuffle
 from vlm.errors import CheckpointError, ConfigError
 from vlm.export.answers_parity import Foreign
 from vlm.export.chat_jinja import as_jinja
-from vlm.export.folder import exported_tokenizer, name_tokenizer_class, write_generation_config, write_json, write_weights
+from vlm.export.folder import exported_tokenizer, name_tokenizer_class, plain_config, write_generation_config, write_json, write_weights
 from vlm.export.two_layers import activation_name
 from vlm.models.vision_language import VisionLanguageModel
 
@@ -48,7 +47,7 @@ def write_remote(model: VisionLanguageModel, folder: Path, dtype: torch.dtype) -
         "tie_word_embeddings": bool(model.language.model.config.tie_word_embeddings),
         "towers": [describe_tower(tower) for tower in towers],
         "connector": connector,
-        "text_config": _plain(model.language.model.config),
+        "text_config": plain_config(model.language.model.config),
     }
     for path in sorted(CODE.glob("*_vlm.py")):
         (folder / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
@@ -73,7 +72,7 @@ def describe_tower(tower: Any) -> dict[str, Any]:
     """
     statistics = {name: list(tower.normalize.constants[name]) for name in ("mean", "std")} if hasattr(tower, "normalize") else {}
     if isinstance(tower, TransformersVision):
-        return {"kind": "transformers", "config": _plain(tower.model.config), **_reading(tower), **statistics}
+        return {"kind": "transformers", "config": plain_config(tower.model.config), **_reading(tower), **statistics}
     if isinstance(tower, TimmVision):
         published: Any = tower.model.pretrained_cfg
         tag = f".{published['tag']}" if published.get("tag") else ""
@@ -116,10 +115,6 @@ def describe_connector(connector: Any, in_width: int) -> tuple[dict[str, Any], d
     widths = [in_width * shuffle**2, *(layer.out_features for layer in layers)]
     activation = activation_name(body[-1]) if body else "gelu"
     return {"shuffle": shuffle, "standardize": isinstance(norm, Standardize), "widths": widths, "activation": activation}, weights
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    return {key: value for key, value in config.to_dict().items() if key not in ABOUT_THE_FILE}
 
 
 def _weights(model: VisionLanguageModel, towers: list[Any], connector: Mapping[str, Tensor]) -> dict[str, Tensor]:

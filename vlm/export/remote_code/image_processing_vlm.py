@@ -41,7 +41,7 @@ class VLMImageProcessor(BaseImageProcessor):
 
     def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         """`pixel_values` [N, 3, size, size] in uint8, of one picture, of a list, or of lists for each prompt."""
-        tiles = [np.asarray(self._tile(to_rgb(image))).transpose(2, 0, 1) for image in flat(images)]
+        tiles = [np.ascontiguousarray(np.asarray(self._tile(to_rgb(image))).transpose(2, 0, 1)) for image in flat(images)]
         return BatchFeature({"pixel_values": np.stack(tiles)}, tensor_type=return_tensors)
 
     def _tile(self, image: Image.Image) -> Image.Image:
