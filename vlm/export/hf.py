@@ -16,7 +16,7 @@ from torch import Tensor
 from vlm.backbones.loading import check_complete, from_pretrained, quiet
 from vlm.backbones.torchvision_shim import prepare_torchvision
 from vlm.errors import CheckpointError, ConfigError
-from vlm.export.answers_parity import AnswerParity, Foreign, compare
+from vlm.export.answers_parity import NUM_TOKENS, AnswerParity, Foreign, compare
 from vlm.export.chat_jinja import as_jinja
 from vlm.export.folder import exported_tokenizer, name_tokenizer_class, new_folder, write_generation_config, write_json, write_weights
 from vlm.export.llava import REMEDY, Llava, as_llava
@@ -45,12 +45,10 @@ class Exported:
 
     def lines(self) -> list[str]:
         """All of it in words."""
-        rounded = (
-            []
-            if self.rounding is None
-            else [f"with the stored type: logits differ by up to {self.rounding.logits:.2g}, {self.rounding.tokens} tokens"]
-        )
-        return [*self.parity.lines(), *rounded, *self.notes]
+        lines = self.parity.lines()
+        if (stored := self.rounding) is not None:
+            lines.append(f"with the stored type: logits differ by up to {stored.logits:.2g}, {stored.tokens} of {NUM_TOKENS} greedy tokens are equal")
+        return [*lines, *self.notes]
 
 
 def export_hf(
