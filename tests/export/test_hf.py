@@ -20,7 +20,7 @@ COMPOSITIONS = [
     ("tiny-siglip", "tiny-qwen3", "standardized-mlp2x", {"feature_layer": -1}),
     ("tiny-clip", "tiny-phi3", "mlp:8@silu", {"template": "caption"}),
     ("tiny-clip", "tiny-mistral", "mlp2x-gelu", {"template": "pure"}),
-    ("tiny-siglip", "tiny-phi", "mlp2x-gelu", {}),  # the bias of its head is zero
+    ("tiny-siglip", "tiny-phi", "mlp2x-gelu", {"template": "prism-phi-2-asked"}),  # the bias of its head is zero
 ]
 
 
@@ -90,6 +90,20 @@ def test_bias_is_refused_and_its_measure_is_given_if_allowed(answerer, tmp_path)
     assert done.parity.logits == pytest.approx(largest, rel=1e-4)
     assert not done.parity.is_equal
     assert "head has a bias" in "\n".join(done.lines())
+
+
+def test_template_of_turns_is_refused_because_later_turns_have_other_tokens(answerer, tmp_path):
+    model = answerer("tiny-siglip", "tiny-llama", template="prism-phi-2")
+    with pytest.raises(ConfigError, match="'prism-phi-2' tokenizes turns one by one"):
+        export_hf(model, tmp_path / "out")
+    done = export_hf(model, tmp_path / "out", allow_lossy=True)
+    assert (done.parity.prompts, done.parity.ids, done.parity.tokens) == (True, False, 32)
+
+
+def test_letterbox_is_padded_and_its_difference_is_measured(answerer, tmp_path):
+    done = export_hf(answerer("tiny-siglip", "tiny-llama", resize="letterbox"), tmp_path / "out")
+    assert done.parity.is_equal
+    assert 0 < done.parity.pixels["pil"] < 0.5  # the picture has an odd number of rows, so one border is a pixel larger
 
 
 def test_stored_type_is_compared_with_the_model_as_well(answerer, tmp_path):

@@ -42,6 +42,16 @@ def test_feature_layer_is_counted_from_the_end(answerer, feature_layer, expected
     assert as_llava(answerer(feature_layer=feature_layer)).config["vision_feature_layer"] == expected
 
 
+@pytest.mark.parametrize(("family", "dropped", "extra"), [("siglip", 0, 0), ("siglip", 1, 0), ("clip", 1, 1), ("clip", 0, 1)])
+def test_tokens_before_the_patches_are_counted_as_the_processor_does(answerer, family, dropped, extra):
+    """LlavaProcessor: patches + additional tokens, less one for "default"; Mantis leaves out SigLIP's first patch."""
+    model = answerer(f"tiny-{family}")
+    model.vision.num_prefix_tokens, model.tokens_per_tile = dropped, 16 + extra - dropped
+    llava = as_llava(model)
+    assert (llava.extra_tokens, llava.drops_first) == (extra, bool(dropped))
+    assert llava.config["vision_feature_select_strategy"] == ("default" if dropped else "full")
+
+
 def test_table_grows_by_means_in_multiples_of_64(answerer):
     model = answerer()
     llava = as_llava(model)

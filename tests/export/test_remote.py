@@ -21,11 +21,13 @@ COMPOSITIONS = [
     ("tiny-fused", "tiny-qwen2", "linear", {"resize": "crop", "rank": 4}),
     ("tiny-siglip", "tiny-phi", "pixel-shuffle-2x", {"resize": "pad"}),
     ("tiny-dinov2", "tiny-llama", "standardized-mlp2x", {}),
-    ("tiny-clip", "tiny-phi3", "mlp:8x12@silu", {"feature_layer": -1, "template": "pure"}),
+    ("tiny-clip", "tiny-phi3", "mlp:8x12@silu", {"feature_layer": -1, "template": "prism-lora-phi-3"}),
+    ("tiny-siglip", "tiny-llama", "mlp2x-gelu", {"resize": "letterbox", "template": "prism-pure"}),
+    ("tiny-siglip", "tiny-phi", "mlp2x-gelu", {"template": "prism-lora-phi-2"}),  # no BOS: the picture is inside the text
 ]
 
 
-@pytest.mark.parametrize(("vision", "language", "connector", "others"), COMPOSITIONS, ids=[parts[0] for parts in COMPOSITIONS])
+@pytest.mark.parametrize(("vision", "language", "connector", "others"), COMPOSITIONS, ids=["-".join(parts[:2]) for parts in COMPOSITIONS])
 def test_code_computes_what_the_model_does(answerer, own_modules, tmp_path, vision, language, connector, others):
     model = answerer(vision, language, connector, **others)
     if language == "tiny-phi":

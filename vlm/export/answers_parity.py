@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vlm.data.image import to_pixels
 from vlm.errors import VLMError
+from vlm.export.chat_jinja import written
 from vlm.export.parity import picture
 from vlm.messages import Message
 from vlm.models.generate import Prompt, check_room, embed_prompts, encode_prompt
@@ -50,12 +51,14 @@ class Foreign:
         processor: Its processor, with the chat template.
         pixels: From our tiles to its `pixel_values`: the same picture, whatever its image processor does.
         processors: Its image processors by the name of their backend: a picture to `pixel_values`.
+        separator: What its chat template writes between pieces that are tokenized by themselves.
     """
 
     model: Any
     processor: Any
     pixels: Callable[[UInt8[Tensor, "N 3 H W"]], Tensor]
     processors: Mapping[str, Callable[[Image.Image], Tensor]]
+    separator: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,13 +103,15 @@ class AnswerParity:
 
 
 def prompts_of(model: VisionLanguageModel) -> list[Prompt]:
-    """One turn with a picture; two turns with one each, the second inside a sentence; those that the context has room for."""
+    """One turn with a picture; two turns with one each, if there may be several, the second inside a sentence; those that the context has room for."""
     image = picture()
+    single = model.template.image_place == "first-token"
     other = image.transpose(Image.Transpose.ROTATE_90)
     short = Prompt((Message("user", "<image>\nDescribe the image."),), (image,))
-    turns = Message("user", "<image>\nWhat color is it?"), Message("assistant", "Blue."), Message("user", "And in <image>, what is left of it?")
+    last = "What is left of it?" if single else "And in <image>, what is left of it?"
+    turns = Message("user", "<image>\nWhat color is it?"), Message("assistant", "blue"), Message("user", last)
     kept = []
-    for prompt in (short, Prompt(turns, (image, other))):
+    for prompt in (short, Prompt(turns, (image,) if single else (image, other))):
         try:
             check_room(_ids(model, prompt).shape[1], NUM_TOKENS, model)
             kept.append(prompt)
@@ -121,16 +126,16 @@ def _ids(model: VisionLanguageModel, prompt: Prompt) -> Tensor:
 
 
 @torch.inference_mode()
-def own_answers(model: VisionLanguageModel, prompts: Sequence[Prompt]) -> list[Answer]:
+def own_answers(model: VisionLanguageModel, prompts: Sequence[Prompt], *, separator: str = "") -> list[Answer]:
     """What our model makes of prompts."""
-    return [_own_answer(model, prompt) for prompt in prompts]
+    return [_own_answer(model, prompt, separator) for prompt in prompts]
 
 
-def _own_answer(model: VisionLanguageModel, prompt: Prompt) -> Answer:
+def _own_answer(model: VisionLanguageModel, prompt: Prompt, separator: str) -> Answer:
     (embeds,) = embed_prompts(model, [prompt], NUM_TOKENS)
     hidden = model.language(embeds, Documents.one_per_row(1, embeds.shape[1]))
     tokens = model.language.generate(embeds, torch.ones(embeds.shape[:2], dtype=torch.long), **_greedy())
-    text = "".join(span.text for span in model.template.render(prompt.messages))
+    text = written(model.template, prompt.messages, separator=separator)
     return Answer(text, _ids(model, prompt)[0].tolist(), model.language.logits(hidden[0]), tokens[0].tolist())
 
 
@@ -147,7 +152,7 @@ def compare(model: VisionLanguageModel, foreign: Foreign) -> AnswerParity:
         foreign: What was loaded from the folder.
     """
     prompts = prompts_of(model)
-    ours = own_answers(model, prompts)
+    ours = own_answers(model, prompts, separator=foreign.separator)
     theirs = [_their_answer(model, foreign, prompt, own) for prompt, own in zip(prompts, ours, strict=True)]
     pairs = list(zip(ours, theirs, strict=True))
     (image,), own, same = prompts[0].images[:1], ours[0], theirs[0]
@@ -168,6 +173,7 @@ def compare(model: VisionLanguageModel, foreign: Foreign) -> AnswerParity:
 def _their_answer(model: VisionLanguageModel, foreign: Foreign, prompt: Prompt, own: Answer) -> Answer:
     pixels = foreign.pixels(to_pixels(prompt.images, model.image_policy))
     text = foreign.processor.apply_chat_template([_conversation(prompt)], add_generation_prompt=True, tokenize=False)[0]
+    text = text.removesuffix(foreign.separator)  # nothing follows it
     ids = _their_ids(foreign, prompt, text) if text == own.text else []  # another prompt may have another number of <image>
     row = torch.tensor([own.ids])
     answer = foreign.model.generate(input_ids=row, attention_mask=torch.ones_like(row), pixel_values=pixels, **_greedy())

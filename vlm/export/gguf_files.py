@@ -15,7 +15,7 @@ from torch import Tensor
 from vlm.backbones.loading import require
 from vlm.backbones.vision.base import TransformersVision
 from vlm.errors import CheckpointError, ConfigError
-from vlm.export.chat_jinja import as_jinja
+from vlm.export.chat_jinja import as_jinja, jinja_losses
 from vlm.export.folder import new_folder
 from vlm.export.gguf_tokenizer import vocabulary
 from vlm.export.two_layers import TwoLayers, as_two_layers
@@ -132,6 +132,8 @@ def _projector(model: VisionLanguageModel) -> TwoLayers:
     vision: Any = model.vision
     if not isinstance(vision, TransformersVision) or vision.model.config.model_type not in ("clip_vision_model", "siglip_vision_model"):
         reasons.append("its vision backbone is not one CLIP or SigLIP tower")
+    elif vision.num_prefix_tokens != int(vision.model.config.model_type == "clip_vision_model"):
+        reasons.append("its patch features are not those behind the class token, all of them and no other")
     elif vision.num_layers_used == 0:
         reasons.append("its patch features are the embeddings, before the first layer")
     layers = None
@@ -150,10 +152,11 @@ def _notes(model: VisionLanguageModel, layers: TwoLayers) -> list[str]:
     notes = []
     if layers.activation == "gelu" or model.vision.model.config.hidden_act == "gelu":
         notes.append("llama.cpp computes GELU by its tanh approximation, so image embeddings differ a little from the model's exact GELU")
-    if model.image_policy.mode != "pad":
+    if model.image_policy.mode not in ("pad", "letterbox"):
         notes.append(
             f"llama.cpp pads pictures to squares; this model was trained with --model.resize {model.image_policy.mode}, so give it square pictures"
         )
+    notes += [f"in llama.cpp, {loss}" for loss in jinja_losses(model.template)]
     if (window := _window(model)) is not None:
         notes.append(f"the context is {window}, the sliding window of attention, within which llama.cpp computes the same")
     return notes

@@ -130,14 +130,16 @@ def _processor(model: VisionLanguageModel, llava: Llava) -> Any:
         image_processor=image_processor(model.image_policy, model.vision.normalize),
         tokenizer=exported_tokenizer(model.language, template),
         patch_size=llava.patch_size,
-        vision_feature_select_strategy="default" if llava.prefix_tokens else "full",
-        num_additional_image_tokens=llava.prefix_tokens,
+        vision_feature_select_strategy="default" if llava.drops_first else "full",
+        num_additional_image_tokens=llava.extra_tokens,
         chat_template=template,
     )
 
 
 def image_processor(policy: ImagePolicy, normalize: Any) -> Any:
     """transformers' image processor that does what a policy says: CLIP's, or LLaVA's where pictures are padded to squares.
+
+    Prismatic's letterbox is padded to a square too; where its borders differ by a pixel, the comparison of pixels says so.
 
     Args:
         policy: How a picture becomes pixels.
@@ -146,7 +148,8 @@ def image_processor(policy: ImagePolicy, normalize: Any) -> Any:
     import transformers
 
     square = {"height": policy.size, "width": policy.size}
-    make: Any = transformers.LlavaImageProcessorPil if policy.mode == "pad" else transformers.CLIPImageProcessorPil
+    pads = policy.mode in ("pad", "letterbox")
+    make: Any = transformers.LlavaImageProcessorPil if pads else transformers.CLIPImageProcessorPil
     return make(
         size={"shortest_edge": policy.short_side or policy.size} if policy.mode == "crop" else square,
         do_center_crop=policy.mode == "crop",
@@ -154,7 +157,7 @@ def image_processor(policy: ImagePolicy, normalize: Any) -> Any:
         resample=int(Image.Resampling[policy.resample.upper()]),
         image_mean=list(normalize.constants["mean"]),
         image_std=list(normalize.constants["std"]),
-        **({"do_pad": True} if policy.mode == "pad" else {}),
+        **({"do_pad": True} if pads else {}),
     )
 
 

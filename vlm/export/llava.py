@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vlm.backbones.vision.base import TransformersVision
 from vlm.errors import ConfigError
+from vlm.export.chat_jinja import jinja_losses
 from vlm.export.folder import plain_config
 from vlm.export.two_layers import NO_ACTIVATION, TwoLayers, as_two_layers
 from vlm.models.vision_language import VisionLanguageModel
@@ -32,7 +33,8 @@ class Llava:
         config: The config of the whole model.
         weights: Tensors by their names in the file, in fp32.
         tokens_per_image: What one picture takes of the context.
-        prefix_tokens: Tokens that the tower has before its patches, 0 or 1.
+        drops_first: True if the first token of the tower is left out: CLIP's class token.
+        extra_tokens: Tokens of the tower beside its patches.
         patch_size: Side of a patch, in pixels.
         new_rows: Ids of rows of the embedding table that no trained token has; the image token may be among them.
         losses: What the class cannot express and the export therefore leaves out.
@@ -42,7 +44,8 @@ class Llava:
     config: Mapping[str, Any]
     weights: Mapping[str, Tensor]
     tokens_per_image: int
-    prefix_tokens: int
+    drops_first: bool
+    extra_tokens: int
     patch_size: int
     new_rows: tuple[int, ...]
     losses: tuple[str, ...]
@@ -69,10 +72,11 @@ def as_llava(model: VisionLanguageModel) -> Llava:
         config=_config(model, layers, rows),
         weights=_weights(model, layers, rows),
         tokens_per_image=model.tokens_per_tile,
-        prefix_tokens=model.vision.num_prefix_tokens,
+        drops_first=bool(model.vision.num_prefix_tokens),
+        extra_tokens=model.tokens_per_tile + model.vision.num_prefix_tokens - (tower.image_size // tower.patch_size) ** 2,
         patch_size=tower.patch_size,
         new_rows=tuple(range(before, rows)),
-        losses=tuple(_losses(language)),
+        losses=(*_losses(language), *jinja_losses(model.template)),
         notes=tuple(_notes(tower.model_type, layers)),
     )
 

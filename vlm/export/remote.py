@@ -21,7 +21,7 @@ from vlm.connectors.mlp import MLP
 from vlm.connectors.pixel_shuffle import PixelShuffle
 from vlm.errors import CheckpointError, ConfigError
 from vlm.export.answers_parity import Foreign
-from vlm.export.chat_jinja import as_jinja
+from vlm.export.chat_jinja import SEPARATOR, as_jinja
 from vlm.export.folder import exported_tokenizer, name_tokenizer_class, plain_config, write_generation_config, write_json, write_weights
 from vlm.export.two_layers import activation_name
 from vlm.models.vision_language import VisionLanguageModel
@@ -129,7 +129,7 @@ def _weights(model: VisionLanguageModel, towers: list[Any], connector: Mapping[s
 
 
 def _write_processor(model: VisionLanguageModel, folder: Path) -> None:
-    template, policy = as_jinja(model.template), model.image_policy
+    template, policy = as_jinja(model.template, separator=SEPARATOR), model.image_policy
     exported_tokenizer(model.language, template).save_pretrained(folder)
     name_tokenizer_class(folder)
     places = {"AutoProcessor": PROCESSOR, "AutoImageProcessor": IMAGES}
@@ -137,7 +137,12 @@ def _write_processor(model: VisionLanguageModel, folder: Path) -> None:
     images = {"image_processor_type": IMAGES.split(".")[1], "processor_class": PROCESSOR.split(".")[1], "auto_map": places, **settings}
     write_json(folder / "preprocessor_config.json", images)
     whole = {"processor_class": PROCESSOR.split(".")[1], "auto_map": places, "tokens_per_image": model.tokens_per_tile}
-    write_json(folder / "processor_config.json", whole)
+    write_json(folder / "processor_config.json", whole | {"separator": _separator(model), "image_place": model.template.image_place})
+
+
+def _separator(model: VisionLanguageModel) -> str:
+    """What stands between pieces of a prompt that are tokenized by themselves; empty where prompts are tokenized whole."""
+    return "" if model.template.tokenized == "whole" else SEPARATOR
 
 
 def load_remote(model: VisionLanguageModel, folder: Path) -> Foreign:
@@ -161,5 +166,6 @@ def load_remote(model: VisionLanguageModel, folder: Path) -> Foreign:
         loaded.eval(),
         processor,
         pixels=lambda tiles: tiles,
+        separator=_separator(model),
         processors={"of the folder": lambda image: processor.image_processor(image, return_tensors="pt")["pixel_values"]},
     )

@@ -10,7 +10,7 @@ from transformers.image_utils import load_image
 
 
 class VLMImageProcessor(BaseImageProcessor):
-    """A picture becomes one tile: squashed, cropped in the middle, or padded to a square."""
+    """A picture becomes one tile: squashed, cropped in the middle, padded to a square, or with equal borders and then cropped."""
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
 
@@ -28,7 +28,7 @@ class VLMImageProcessor(BaseImageProcessor):
 
         Args:
             size: Side of a tile, in pixels.
-            mode: squash, crop or pad.
+            mode: squash, crop, pad or letterbox.
             resample: PIL's name of the filter.
             fill: Color of the padding.
             short_side: Of crop, what the short side is resized to; None for `size`.
@@ -45,8 +45,8 @@ class VLMImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": np.stack(tiles)}, tensor_type=return_tensors)
 
     def _tile(self, image: Image.Image) -> Image.Image:
-        if self.mode == "crop":
-            return self._crop(image)
+        if self.mode in ("crop", "letterbox"):
+            return self._crop(self._bordered(image) if self.mode == "letterbox" else image)
         return self._resize(self._square(image) if self.mode == "pad" else image, self.size, self.size)
 
     def _resize(self, image: Image.Image, width: int, height: int) -> Image.Image:
@@ -58,10 +58,19 @@ class VLMImageProcessor(BaseImageProcessor):
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         return square
 
+    def _bordered(self, image: Image.Image) -> Image.Image:
+        left, top = ((max(image.size) - side) // 2 for side in image.size)
+        bordered = Image.new("RGB", (image.width + 2 * left, image.height + 2 * top), tuple(self.fill))
+        bordered.paste(image, (left, top))
+        return bordered
+
     def _crop(self, image: Image.Image) -> Image.Image:
         short_side, short = self.short_side or self.size, min(image.size)
         width, height = (short_side if side == short else int(short_side * side / short) for side in image.size)
-        left, top = ((side - self.size) // 2 if self.half_pixel == "down" else round((side - self.size) / 2) for side in (width, height))
+        left, top = (
+            (side - self.size) // 2 if self.half_pixel == "down" and self.mode == "crop" else round((side - self.size) / 2)
+            for side in (width, height)
+        )
         return self._resize(image, width, height).crop((left, top, left + self.size, top + self.size))
 
 
