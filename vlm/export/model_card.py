@@ -11,7 +11,6 @@ from vlm.models.checkpoint import read_manifest
 
 LOAD = """\
 ```python
-import torch
 from PIL import Image
 from transformers import {processor_class}, {model_class}
 
@@ -74,13 +73,13 @@ def write_card(folder: Path, checkpoint: Path, config: VisionLanguageConfig, *, 
     text = CARD.format(
         name=folder.name,
         tags="vlm, custom_code" if code else "vlm, llava",
-        vision=config.vision,
+        vision=public(config.vision),
         connector=config.connector,
-        language=config.language,
+        language=public(config.language),
         tokens=tokens,
-        vision_source=config.vision_source or parts.vision.source,
+        vision_source=public(config.vision_source or parts.vision.source),
         vision_license=parts.vision.license,
-        language_source=config.language_source or parts.language.source or "random weights",
+        language_source=public(str(config.language_source or parts.language.source or "random weights")),
         language_license=parts.language.license,
         data=trained_on(checkpoint) or "not stated",
         pictures=f"{parts.image_policy.mode} to {parts.image_policy.size} pixels, {parts.image_policy.resample}",
@@ -94,7 +93,13 @@ def write_card(folder: Path, checkpoint: Path, config: VisionLanguageConfig, *, 
 def trained_on(checkpoint: Path) -> str:
     """The datasets that a checkpoint, or the run that it is of, names; empty if neither does."""
     named = read_manifest(checkpoint).trained_on or _dataset_of_run(checkpoint.parent.parent / "config.json")
-    return ", ".join(named)
+    return ", ".join(map(public, named))
+
+
+def public(name: str) -> str:
+    """A name as a published page shows it: of a path on this machine, the last word alone."""
+    path = Path(name.removeprefix("hf:"))
+    return f"{path.name} (a local path)" if path.is_absolute() or path.exists() else name
 
 
 def _dataset_of_run(path: Path) -> tuple[str, ...]:
