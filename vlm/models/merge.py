@@ -72,9 +72,7 @@ def merge(folder: Path, out: Path, *, dtype: str = "fp32", sources: dict[str, st
     for tower in model.quantized:
         dequantize(getattr(model, tower))
     before = _logits(model, batch)
-    for tower in towers:
-        fold(adaptable(tower, getattr(model, tower)))
-    model.adapters, model.quantized = {}, {}
+    fold_adapters(model)
     after = _logits(model, batch)
     difference, largest = float((after - before).abs().max()), float(before.abs().max())
     if not difference <= TOLERANCE * max(1.0, largest):
@@ -87,6 +85,15 @@ def merge(folder: Path, out: Path, *, dtype: str = "fp32", sources: dict[str, st
     checkpoint.save(model, replace(manifest.config, lora=LoRATowers()), out)
     rounding = 0.0 if dtype == "fp32" else float((_logits(model.float(), batch) - after).abs().max())
     return Merged(towers=towers, difference=difference, largest=largest, rounding=rounding)
+
+
+def fold_adapters(model: VisionLanguageModel) -> None:
+    """Fold every adapter into the weights of its tower, quantized ones made plain first; the model has none afterwards."""
+    for tower in model.quantized:
+        dequantize(getattr(model, tower))
+    for tower in model.adapters:
+        fold(adaptable(tower, getattr(model, tower)))
+    model.adapters, model.quantized = {}, {}
 
 
 def _refuse_full_disk(model: VisionLanguageModel, out: Path, dtype: str) -> None:

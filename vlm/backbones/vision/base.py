@@ -182,20 +182,20 @@ class TransformersVision(nn.Module):
         self.normalize = Normalize(spec)
         self.width, self.image_size, self.num_patches = spec.width, spec.image_size, spec.num_patches
         self.pooled_width = spec.pooled_width or spec.width
-        self._layers, self._pre_norm, self._layer_arguments = layers, pre_norm, dict(layer_arguments or {})
-        self._num_prefix_tokens, self._pools_class_token = num_prefix_tokens, pools_class_token
+        self.layers, self.pre_norm, self.layer_arguments = layers, pre_norm, dict(layer_arguments or {})
+        self.num_prefix_tokens, self._pools_class_token = num_prefix_tokens, pools_class_token
         feature_layer = spec.feature_layer if feature_layer is None else feature_layer
-        self._num_layers_used = position_of_layer(feature_layer, depth=len(self.blocks()), source=spec.source)
+        self.num_layers_used = position_of_layer(feature_layer, depth=len(self.blocks()), source=spec.source)
 
     def forward(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N P D"]:
         """Patch features of the chosen layer; later layers are not run."""
         hidden = self.model.embeddings(self._normalized(pixels))
-        if self._pre_norm:
-            hidden = self.model.get_submodule(self._pre_norm)(hidden)
-        for layer in self.blocks()[: self._num_layers_used]:
-            hidden = layer(hidden, **self._layer_arguments)
+        if self.pre_norm:
+            hidden = self.model.get_submodule(self.pre_norm)(hidden)
+        for layer in self.blocks()[: self.num_layers_used]:
+            hidden = layer(hidden, **self.layer_arguments)
         # contiguous: F.linear on a bf16 slice is some 60 times slower on CPU
-        return hidden[:, self._num_prefix_tokens :].contiguous()
+        return hidden[:, self.num_prefix_tokens :].contiguous()
 
     def pooled(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
         """The tower's own pooled vector: the class token after the last norm (CLIP, DINOv2, ViT), or SigLIP's attention pooling."""
@@ -204,7 +204,7 @@ class TransformersVision(nn.Module):
 
     def blocks(self) -> Sequence[nn.Module]:
         """The transformer layers."""
-        return tuple(self.model.get_submodule(self._layers))
+        return tuple(self.model.get_submodule(self.layers))
 
     def _normalized(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
         return self.normalize(pixels).to(next(self.model.parameters()).dtype)

@@ -98,14 +98,14 @@ class EfficientNetLite0(nn.Module):
         )
         self.head = _conv(widths[-1], HEAD_WIDTH)
         feature_layer = spec.feature_layer if feature_layer is None else feature_layer
-        self._position = position_of_layer(feature_layer, depth=len(STAGES) + 1, source=spec.source)
-        self.width, self.pooled_width = [*widths, HEAD_WIDTH][self._position], HEAD_WIDTH
-        self.image_size, self.num_patches = spec.image_size, _side(spec.image_size, self._position) ** 2
+        self.position = position_of_layer(feature_layer, depth=len(STAGES) + 1, source=spec.source)
+        self.width, self.pooled_width = [*widths, HEAD_WIDTH][self.position], HEAD_WIDTH
+        self.image_size, self.num_patches = spec.image_size, _side(spec.image_size, self.position) ** 2
         self.train()
 
     def forward(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N P D"]:
         """The chosen feature map, row by row; later stages are not run."""
-        return self._map(pixels, self._position).flatten(2).transpose(1, 2).contiguous()
+        return self._map(pixels, self.position).flatten(2).transpose(1, 2).contiguous()
 
     def pooled(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
         """Mean of the head's map: what the ImageNet classifier was trained on."""

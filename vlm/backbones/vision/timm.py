@@ -49,12 +49,12 @@ class TimmVision(nn.Module):
         super().__init__()
         self.model, self.normalize = model, Normalize(spec)
         skeleton = _skeleton(spec.architecture["name"], spec.feature_layer if feature_layer is None else feature_layer)
-        self._position, self.image_size = skeleton.position, spec.image_size
+        self.position, self.image_size = skeleton.position, spec.image_size
         self.num_patches, self.width, self.pooled_width = _sizes(skeleton)
 
     def forward(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N P D"]:
         """Patch features of the chosen block or stage; later ones are not run."""
-        return _features(self.model, self._normalized(pixels), self._position)
+        return _features(self.model, self._normalized(pixels), self.position)
 
     def pooled(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
         """What timm's classifier would see."""
