@@ -43,7 +43,7 @@ class Heads(nn.Module):
     def forward(self, batch: PairBatch) -> LossSum:
         assert batch.teacher is not None and batch.texts is not None
         texts = self.text(torch.cat([batch.text, batch.texts.text]))
-        pairs = Pairs.of(self.image(batch.image), texts[: batch.num_samples], batch.image_ids % 4, self.world)
+        pairs = Pairs.of(self.image(batch.image), texts[: len(batch.text)], batch.image_ids % 4, self.world)
         loss = self.contrast(pairs, *self.scale())
         if not self.distilled:
             return loss
