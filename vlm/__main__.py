@@ -21,7 +21,7 @@ COMMANDS = {
     "evaluate": "Measure models: VQAv2, GQA, POPE, captions and others, your own questions; zero-shot classification, retrieval.",
     "report": "Write one HTML page about a run, or about several compared.",
     "import": "Write a checkpoint of Prismatic, LLaVA, transformers or xtuner as one of ours.",
-    "export": "Write a trained model for other libraries: transformers, open_clip.",
+    "export": "Write a trained model for other libraries: transformers, open_clip, vLLM, llama.cpp.",
     "merge": "Fold a trained model's adapters into its weights.",
 }
 

@@ -104,8 +104,8 @@ class DistillConfig:
     """Folder or hub id to load it from; empty: the registry's."""
     weight: float = 1.0
     """Weight of distillation on captions, beside the contrastive loss's 1."""
-    structure: float = 1.0
-    """Weight, within distillation, of what the batch finds similar, beside the vectors' own 1."""
+    structure: float = 0.0
+    """Weight, within distillation, of what the batch finds similar, beside the vectors' own 1; helped nowhere in benchmarks/contrastive_demo.md."""
     texts: tuple[str, ...] = ()
     """Texts without images to learn from as well: text files with one text a line, or `classes:<file of names>`, which puts each name into templates."""
     texts_weight: float = 1.0
