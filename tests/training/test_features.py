@@ -20,3 +20,11 @@ def test_a_rank_that_finds_vectors_which_another_did_not_goes_with_it(tmp_path, 
     again = vectors.of_texts(encoder, ["a", "b"])
     assert len(waits) == 1
     assert torch.equal(again.rows([0, 1]), first.rows([0, 1]))
+
+
+def test_without_a_source_the_working_directory_is_not_looked_at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vectors = Vectors(tmp_path / "features", World.single(), torch.float16, batch_size=4)
+    vectors.of_texts(Frozen("tiny-clip-text", "", lambda: build_encoder("text", "tiny-clip-text")), ["a"])
+    (tmp_path / "new.txt").write_text("changes nothing", encoding="utf-8")
+    vectors.of_texts(Frozen("tiny-clip-text", "", lambda: build_encoder("text", "tiny-image-that-is-not-loaded")), ["a"])

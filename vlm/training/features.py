@@ -131,9 +131,9 @@ def _digest(values: Any) -> str:
 
 
 def _files(source: str) -> str:
-    """A hash of the names, sizes and times of a folder's files, so that other weights in the same place are seen; empty for a hub id."""
+    """A hash of the names, sizes and times of a folder's files, so that other weights in the same place are seen; empty for a hub id and for no source."""
     folder = Path(source)
-    if not folder.is_dir():
+    if not source or not folder.is_dir():  # an empty path is the working directory
         return ""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return _digest(f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
