@@ -166,6 +166,19 @@ def spearman(g: Row, p: Row) -> float:
     return float(scipy_module("stats").spearmanr(g, p)[0]) if np.ptp(g) > 0 and np.ptp(p) > 0 else NAN
 
 
+def with_others(ratings: Associations, predictions: Associations) -> float:
+    """Control: mean correlation of the scores of each concept with people's ratings of the other concepts; NaN for one concept, or if a row is constant.
+
+    A model whose scores do not depend on the concept has the same correlation with its own concepts.
+    """
+    own, theirs = aligned(ratings, predictions)
+    count = len(own.concepts)
+    if count < 2 or (np.ptp(own.values, 1) == 0).any() or (np.ptp(theirs.values, 1) == 0).any():
+        return NAN
+    between = np.corrcoef(theirs.values, own.values)[:count, count:]
+    return float(between[~np.eye(count, dtype=bool)].mean())
+
+
 def total_variation(g: Row, p: Row) -> float:
     """Half of the summed differences: 0 to 1 between distributions."""
     return float(0.5 * np.abs(g - p).sum())

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from vlm.color.associations import Associations
 from vlm.color.colors import Colors
 from vlm.color.layout import Prediction
-from vlm.color.metrics import WORDS, Scores, aligned, normalized_scores, raw_scores, scipy_module
+from vlm.color.metrics import WORDS, Scores, aligned, normalized_scores, raw_scores, scipy_module, with_others
 from vlm.color.plots import ranks
 from vlm.color.prompts import ABSTRACT, NAMES_STYLE, OBJECTS
 from vlm.color.study import NameCheck, check_names, severe_underestimates
@@ -65,10 +65,11 @@ def compare(prediction: Prediction, ratings: Associations, colors: Colors, *, me
 
 
 def means_row(compared: Compared, concreteness: Mapping[str, float]) -> dict[str, float]:
-    """Means over the concepts, correlations of things and of abstract concepts, and how the correlation goes with concreteness."""
+    """Means over the concepts, correlations with other concepts, of things and of abstract concepts, and how the correlation goes with concreteness."""
     by_concept = compared.normalized.column("PCC")
     return {
         **{name: compared.normalized.mean(name) for name in compared.normalized.names},
+        "others": with_others(compared.ratings, compared.scores),
         "objects": _mean([by_concept[one] for one in by_concept if one in OBJECTS]),
         "abstract": _mean([by_concept[one] for one in by_concept if one in ABSTRACT]),
         "r": concreteness_trend(by_concept, concreteness)[0],

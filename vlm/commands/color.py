@@ -179,18 +179,18 @@ def analyze(arguments: MetricsArguments) -> None:
     """Write the metrics of every prediction, and print their means."""
     from vlm.color.files import write_whole
     from vlm.color.layout import METRICS
-    from vlm.color.metrics import WORDS
+    from vlm.color.metrics import WORDS, with_others
     from vlm.color.prompts import NAMES_STYLE
     from vlm.color.report import compare
 
     if arguments.metrics not in METRICS:
         raise ConfigError(f"--metrics is normalized or raw; got {arguments.metrics!r}.")
     ratings, colors, predictions = opened(arguments)
-    measured: list[tuple[str, Scores]] = []
+    measured: list[tuple[str, Scores, float]] = []
     for one in (one for one in predictions if one.style != NAMES_STYLE):
         compared = compare(one, ratings, colors, method=arguments.normalize, scale=arguments.scale)
         scores = getattr(compared, arguments.metrics)
-        measured.append((one.label, scores))
+        measured.append((one.label, scores, with_others(compared.ratings, compared.scores)))
         print(write_whole(one.folder(arguments.out, "metrics") / METRICS[arguments.metrics], scores.as_csv()))
         if arguments.plots or (arguments.plots is None and arguments.metrics == "raw"):
             print(write_plots(one, ratings, colors, one.folder(arguments.out, "eval")))
@@ -198,8 +198,9 @@ def analyze(arguments: MetricsArguments) -> None:
     if not measured:
         return
     names = measured[0][1].names
-    rows = [[label, *(f"{scores.mean(name):.4f}" for name in names)] for label, scores in measured]
-    show(f"{arguments.metrics} metrics, means over {len(measured[0][1].by_concept)} concepts", ["prediction", *names], rows)
+    rows = [[label, *(f"{scores.mean(name):.4f}" for name in names), f"{others:.4f}"] for label, scores, others in measured]
+    show(f"{arguments.metrics} metrics, means over {len(measured[0][1].by_concept)} concepts", ["prediction", *names, "PCC others"], rows)
+    print("PCC others: the control, mean correlation with people's ratings of the other concepts.")
     if arguments.metrics == "normalized":
         print("; ".join(f"{name} {WORDS[name]}" for name in names))
 
