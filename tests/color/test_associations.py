@@ -51,7 +51,7 @@ def test_broken_tables_are_refused(tmp_path, text, says):
 
 
 def test_ratings_beyond_0_to_1_are_refused(tmp_path):
-    with pytest.raises(DataFormatError, match="go from -0.5 to 2; expected 0 to 1. --rescale"):
+    with pytest.raises(DataFormatError, match=r"go from -0\.5 to 2; expected 0 to 1\. --rescale"):
         read_ratings(written(tmp_path, ",1,2\na,-0.5,2\n"))
 
 
@@ -64,7 +64,7 @@ def test_unknown_concepts_and_colors_are_named():
 
 
 def test_colors_of_other_names_are_refused(tmp_path):
-    with pytest.raises(DataFormatError, match="has a color 'red', which uw71 lacks.* --colors"):
+    with pytest.raises(DataFormatError, match=r"has a color 'red', which uw71 lacks.* --colors"):
         colors_of(read_associations(written(tmp_path, ",red\na,1\n")))
 
 

@@ -73,5 +73,5 @@ def test_files_made_elsewhere_are_called_by_their_name(tmp_path):
 
 
 def test_empty_folder_says_what_to_do(tmp_path):
-    with pytest.raises(DataFormatError, match="There are no predictions in .*vlm color run --model NAME"):
+    with pytest.raises(DataFormatError, match=r"There are no predictions in .*vlm color run --model NAME"):
         find_predictions(tmp_path)

@@ -78,7 +78,7 @@ def test_distributions_of_scores():
     assert distribution(row) == pytest.approx([0, 0.25, 0.75])
     assert distribution(row, "softmax", 10.0) == pytest.approx(np.exp([1, 2, 4]) / np.exp([1, 2, 4]).sum())
     assert distribution(np.ones(4)) == pytest.approx([0.25] * 4)
-    with pytest.raises(ConfigError, match="needs the scale .* --scale"):
+    with pytest.raises(ConfigError, match=r"needs the scale .* --scale"):
         distribution(row, "softmax")
     with pytest.raises(ConfigError, match="min-shift or softmax; got 'sum'"):
         distribution(row, "sum")

@@ -25,18 +25,22 @@ def page(*predictions, concreteness=OBJECTS | ABSTRACT):
     return render(predictions, read_ratings(), COLORS, concreteness)
 
 
+VOID = {"meta"}
+
+
 class Balance(HTMLParser):
     """Notes tags that are closed in another order than they were opened."""
-
-    VOID = {"meta", "br", "hr", "img", "rect", "line", "circle"}
 
     def __init__(self):
         super().__init__()
         self.open, self.wrong = [], []
 
     def handle_starttag(self, tag, attrs):
-        if tag not in self.VOID:
+        if tag not in VOID:
             self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
 
     def handle_endtag(self, tag):
         if self.open and self.open[-1] == tag:

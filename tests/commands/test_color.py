@@ -1,5 +1,6 @@
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def test_run_analyze_and_report_of_all_styles(tmp_path, capsys):
     main(["analyze"])
     said = capsys.readouterr().out
     assert "normalized metrics, means over 20 concepts" in said and "ViT-B/32, style 4" in said and "ViT-B/32, style 5: names of colors" in said
-    with open("runs/color/evaluation_metrics/ViT_B_32/test_1_metrics/normalized_metrics_df.txt", encoding="utf-8") as file:
+    with Path("runs/color/evaluation_metrics/ViT_B_32/test_1_metrics/normalized_metrics_df.txt").open(encoding="utf-8") as file:
         assert [row["word"] for row in csv.DictReader(file)] == list(CONCEPTS)
     main(["report", "--normalize", "softmax"])
     assert capsys.readouterr().out == "runs/color/report.html\n"
@@ -57,7 +58,7 @@ def test_run_analyze_and_report_of_all_styles(tmp_path, capsys):
 
 def test_a_registered_dual_encoder_runs_without_a_hub():
     assert vlm(["color", "run", "--model", "tiny-clip", "--out", "out", "--device", "cpu"]) == 0
-    with open("out/cosine_similarities/tiny_clip/test_1_scores/similarity_scores_df.txt", encoding="utf-8") as file:
+    with Path("out/cosine_similarities/tiny_clip/test_1_scores/similarity_scores_df.txt").open(encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert len(rows) == 21 and len(rows[0]) == 72 and all(-1 <= float(cell) <= 1 for row in rows[1:] for cell in row[1:])
 
@@ -78,10 +79,10 @@ def test_weights_that_cannot_be_had_are_one_line(capsys):
 def test_predictions_made_elsewhere_are_analyzed_without_a_model(tmp_path, capsys):
     ratings = read_ratings()
     halved = [["", *ratings.colors], *([concept, *(0.5 * row)] for concept, row in zip(ratings.concepts, ratings.values, strict=True))]
-    with open("gpt.csv", "w", encoding="utf-8", newline="") as file:
+    with Path("gpt.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(halved)
     main(["analyze", "gpt.csv", "--metrics", "raw", "--out", "out", "--plots", "False"])
-    with open("out/evaluation_metrics/gpt/metrics/evaluation_metrics_df.txt", encoding="utf-8") as file:
+    with Path("out/evaluation_metrics/gpt/metrics/evaluation_metrics_df.txt").open(encoding="utf-8") as file:
         rows = {row["word"]: row for row in csv.DictReader(file)}
     assert len(rows) == 70 and list(rows["love"]) == ["", "word", "PCC", "SRC", "TV", "EMD", "ED"]
     assert float(rows["love"]["PCC"]) == pytest.approx(1)
@@ -92,10 +93,10 @@ def test_predictions_made_elsewhere_are_analyzed_without_a_model(tmp_path, capsy
 
 def test_raw_metrics_come_with_the_studys_pictures(monkeypatch):
     monkeypatch.setattr("vlm.color.plots.DPI", 10)
-    with open("own.csv", "w", encoding="utf-8") as file:
+    with Path("own.csv").open("w", encoding="utf-8") as file:
         file.write(",".join(["", *map(str, range(1, 72))]) + "\n" + ",".join(["apple", *map(str, np.linspace(0, 1, 71))]) + "\n")
     main(["analyze", "own.csv", "--metrics", "raw", "--out", "out"])
-    assert sorted(path.name for path in (UW71_RATINGS.parent.cwd() / "out/evaluation/own/eval").iterdir()) == [
+    assert sorted(path.name for path in Path("out/evaluation/own/eval").iterdir()) == [
         "apple_gt_scores.png",
         "apple_pred_scores.png",
         "apple_ranking_plot_by_gt.png",
@@ -107,13 +108,13 @@ def test_palette_is_printed_and_written(capsys):
     main(["palette", "apple", "banana", "grape", "--out", "palette.json", "--draws", "100"])
     said = capsys.readouterr().out
     assert "#fcdb42 (70)" in said and "of simulated observers' assignments are right (chance 33%)" in said
-    with open("palette.json", encoding="utf-8") as file:
+    with Path("palette.json").open(encoding="utf-8") as file:
         written = json.load(file)
     assert [row["concept"] for row in written["rows"]] == ["apple", "banana", "grape"] and written["mean_contrast"] > 0.9
 
 
 def test_library_of_own_colors_gets_interpolated_associations(capsys):
-    with open("brand.csv", "w", encoding="utf-8") as file:
+    with Path("brand.csv").open("w", encoding="utf-8") as file:
         file.write("name,hex\nlemonade,#ffe040\ncrimson,#e02020\nnight,#101030\n")
     main(["palette", "apple", "banana", "--colors", "brand.csv", "--draws", "100"])
     said = capsys.readouterr().out
@@ -124,7 +125,7 @@ def test_discriminability_of_concepts_and_of_a_given_palette(capsys):
     main(["discriminability", "apple", "banana", "--color", "70", "--color", "63", "--draws", "100", "--out", "found.json"])
     said = capsys.readouterr().out
     assert "0.2707" in said and "0.9987" in said
-    with open("found.json", encoding="utf-8") as file:
+    with Path("found.json").open(encoding="utf-8") as file:
         written = json.load(file)
     assert written["palette"]["mean_contrast"] < 0.1 and written["capacity"] == pytest.approx(0.2707, abs=5e-5)  # the colors are the wrong way round
 
@@ -132,7 +133,7 @@ def test_discriminability_of_concepts_and_of_a_given_palette(capsys):
 def test_cosines_are_not_taken_for_ratings():
     main(["run", "--model", "m", "--out", "out"], load=load)
     path = "out/cosine_similarities/m/test_1_scores/similarity_scores_df.txt"
-    with pytest.raises(ConfigError, match="holds cosines of m, style 1, .*--rescale"):
+    with pytest.raises(ConfigError, match=r"holds cosines of m, style 1, .*--rescale"):
         main(["palette", "apple", "corn", "--associations", path])
     main(["palette", "apple", "corn", "--associations", path, "--rescale", "--draws", "10"])
 

@@ -27,6 +27,7 @@ WORDS = {
     "ED": "entropy difference, nats",
 }
 NAN = float("nan")
+ROUNDING = 1e-12  # of the largest value
 
 Row = Float[np.ndarray, " K"]
 
@@ -158,12 +159,17 @@ def distribution(row: Row, method: str = "min-shift", scale: float | None = None
 
 def pearson(g: Row, p: Row) -> float:
     """Pearson's correlation; NaN if a row is constant."""
-    return float(scipy_module("stats").pearsonr(g, p)[0]) if np.ptp(g) > 0 and np.ptp(p) > 0 else NAN
+    return float(scipy_module("stats").pearsonr(g, p)[0]) if varies(g) and varies(p) else NAN
+
+
+def varies(row: Row) -> bool:
+    """False for a row that is constant but for rounding."""
+    return bool(np.ptp(row) > ROUNDING * np.abs(row).max())
 
 
 def spearman(g: Row, p: Row) -> float:
     """Spearman's rank correlation, equal values at their mean rank; NaN if a row is constant."""
-    return float(scipy_module("stats").spearmanr(g, p)[0]) if np.ptp(g) > 0 and np.ptp(p) > 0 else NAN
+    return float(scipy_module("stats").spearmanr(g, p)[0]) if varies(g) and varies(p) else NAN
 
 
 def with_others(ratings: Associations, predictions: Associations) -> float:
@@ -173,7 +179,7 @@ def with_others(ratings: Associations, predictions: Associations) -> float:
     """
     own, theirs = aligned(ratings, predictions)
     count = len(own.concepts)
-    if count < 2 or (np.ptp(own.values, 1) == 0).any() or (np.ptp(theirs.values, 1) == 0).any():
+    if count < 2 or not all(map(varies, [*own.values, *theirs.values])):
         return NAN
     between = np.corrcoef(theirs.values, own.values)[:count, count:]
     return float(between[~np.eye(count, dtype=bool)].mean())

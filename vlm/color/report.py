@@ -15,7 +15,7 @@ from jaxtyping import Float
 from vlm.color.associations import Associations
 from vlm.color.colors import Colors
 from vlm.color.layout import Prediction
-from vlm.color.metrics import WORDS, Scores, aligned, normalized_scores, raw_scores, scipy_module, with_others
+from vlm.color.metrics import WORDS, Scores, aligned, normalized_scores, raw_scores, scipy_module, varies, with_others
 from vlm.color.plots import ranks
 from vlm.color.prompts import ABSTRACT, NAMES_STYLE, OBJECTS
 from vlm.color.study import NameCheck, check_names, severe_underestimates
@@ -77,10 +77,10 @@ def means_row(compared: Compared, concreteness: Mapping[str, float]) -> dict[str
 
 
 def concreteness_trend(correlations: Mapping[str, float], concreteness: Mapping[str, float]) -> tuple[float, float]:
-    """Pearson's r of the correlations with concreteness and its p value; NaN with fewer than 3 concepts."""
+    """Pearson's r of the correlations with concreteness and its p value; NaN with fewer than 3 concepts, or if all are alike."""
     pairs = [(concreteness[one], value) for one, value in correlations.items() if one in concreteness and not math.isnan(value)]
     x, y = (np.array(axis) for axis in zip(*pairs, strict=True)) if len(pairs) > 2 else (np.zeros(1), np.zeros(1))
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
+    if not (varies(x) and varies(y)):
         return math.nan, math.nan
     found = scipy_module("stats").pearsonr(x, y)
     return float(found[0]), float(found[1])
