@@ -156,6 +156,20 @@ def test_wrong_requests_are_refused(line, error, says):
         main(line, load=load)
 
 
+def test_colors_that_nobody_rated_are_refused():
+    Path("brand.txt").write_text("#ff0000\n#00ff00\n", encoding="utf-8")
+    main(["run", "--model", "m", "--colors", "brand.txt"], load=load)
+    with pytest.raises(ConfigError, match=r"about the colors of brand\.txt, .* --ratings"):
+        main(["analyze"])
+    Path("ratings.csv").write_text(",1,2\napple,0.9,0.4\ncorn,0.1,0.3\n", encoding="utf-8")
+    main(["analyze", "--ratings", "ratings.csv"])
+
+
+def test_models_of_one_folder_are_refused():
+    with pytest.raises(ConfigError, match="a-b and a/b have the same folder, a_b"):
+        main(["run", "--model", "a-b", "--model", "a/b"], load=load)
+
+
 def test_unknown_metrics_are_refused():
     main(["run", "--model", "m"], load=load)
     with pytest.raises(ConfigError, match="normalized or raw; got 'exact'"):

@@ -162,6 +162,6 @@ def colors_of(associations: Associations, colors: str = UW71) -> Colors:
     if unknown := [name for name in associations.colors if name not in known.names]:
         raise DataFormatError(
             f"{associations.source} has a color {unknown[0]!r}, which {colors} lacks ({known.names[0]} to {known.names[-1]}). "
-            "Give the file of its colors with --colors."
+            "Give the file of its colors with --colors, or ratings of other colors with --ratings."
         )
     return known.named(associations.colors)

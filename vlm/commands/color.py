@@ -126,7 +126,7 @@ def run(arguments: RunArguments, load: Callable[[str, str, str], Any]) -> None:
     colors, concepts = open_colors(arguments.colors), read_concepts(arguments.concepts)
     prompts = [make_prompts(style, concepts if style != NAMES_STYLE else ()) for style in dict.fromkeys(arguments.prompt_style or (1,))]
     written: list[Path] = []
-    for name in dict.fromkeys(one.rstrip("/") for one in arguments.model):
+    for name in distinct_models(arguments.model):
         model = load(name, arguments.device, arguments.precision)
         for own in prompts:
             written += [path for path in write_inputs(arguments.out, own, colors) if path not in written]
@@ -134,6 +134,21 @@ def run(arguments: RunArguments, load: Callable[[str, str, str], Any]) -> None:
     print("\n".join(map(str, written)))
     out = "" if arguments.out == OUT else f" --out {arguments.out}"
     print(f"Compare with people's ratings: vlm color analyze{out}; as a page: vlm color report{out}")
+
+
+def distinct_models(names: Sequence[str]) -> list[str]:
+    """The models, each once.
+
+    Raises:
+        ConfigError: If the folders of two would have the same name.
+    """
+    from vlm.color.layout import folder_name
+
+    folders: dict[str, str] = {}
+    for name in dict.fromkeys(one.rstrip("/") for one in names):
+        if (other := folders.setdefault(folder_name(name), name)) != name:
+            raise ConfigError(f"{other} and {name} have the same folder, {folder_name(name)}; run one of them with another --out.")
+    return list(folders.values())
 
 
 def analyze(arguments: MetricsArguments) -> None:
@@ -177,7 +192,7 @@ def write_plots(prediction: "Prediction", ratings: "Associations", colors: "Colo
     triples = list(zip(own.concepts, own.values, theirs.values, strict=True))
     for concept, people, scores in show_progress(triples, f"Drawing {prediction.label}"):
         for name, picture in draw_concept(concept, people, scores, colors.hexes):
-            write_whole(folder / name, picture)
+            write_whole(folder / name.replace("/", "_"), picture)
     return folder
 
 
@@ -196,17 +211,22 @@ def opened(arguments: AnalyzeArguments) -> "tuple[Associations, Colors, list[Pre
     """Ratings, their colors, and the predictions.
 
     Raises:
-        ConfigError: If predictions were made with several sets of colors.
+        ConfigError: If predictions were made with several sets of colors, or with one that nobody rated.
     """
     from vlm.color.associations import colors_of, read_ratings
+    from vlm.color.colors import UW71
     from vlm.color.layout import find_predictions, read_predictions
 
     predictions = read_predictions(arguments.predictions or find_predictions(arguments.out))
     sets = list(dict.fromkeys(one.colors for one in predictions if one.colors))
     if len(sets) > 1 and not arguments.colors:
         raise ConfigError(f"The predictions are about several sets of colors: {', '.join(sets)}. Name files of one set, or give it with --colors.")
-    ratings = read_ratings(arguments.ratings)
-    return ratings, colors_of(ratings, arguments.colors or (sets[0] if sets else "uw71")), predictions
+    colors, ratings = arguments.colors or (sets[0] if sets else UW71), read_ratings(arguments.ratings)
+    if arguments.ratings is None and colors != UW71:
+        raise ConfigError(
+            f"The predictions are about the colors of {colors}, and the ratings that vlm has about UW-71. Give ratings of these colors with --ratings."
+        )
+    return ratings, colors_of(ratings, colors), predictions
 
 
 def print_names(predictions: "Sequence[Prediction]", colors: "Colors") -> None:

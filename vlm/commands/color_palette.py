@@ -170,7 +170,9 @@ def show_palette(found: "Palette") -> None:
 
 def chip(code: str, name: str) -> str:
     """A color for the terminal: a block of it, its hex and its name."""
-    return f"[on {code}]  [/] {code} ({name})"
+    from rich.markup import escape
+
+    return f"[on {code}]  [/] {code} ({escape(name)})"
 
 
 def write_json(path: Path | None, values: Any) -> None:
