@@ -157,7 +157,7 @@ def analyze(arguments: MetricsArguments) -> None:
     from vlm.color.layout import METRICS
     from vlm.color.metrics import WORDS, with_others
     from vlm.color.prompts import NAMES_STYLE
-    from vlm.color.report import compare
+    from vlm.color.report import compare, number
 
     if arguments.metrics not in METRICS:
         raise ConfigError(f"--metrics is normalized or raw; got {arguments.metrics!r}.")
@@ -174,7 +174,7 @@ def analyze(arguments: MetricsArguments) -> None:
     if not measured:
         return
     names = measured[0][1].names
-    rows = [[label, *(f"{scores.mean(name):.4f}" for name in names), f"{others:.4f}"] for label, scores, others in measured]
+    rows = [[label, *(number(scores.mean(name), 4) for name in names), number(others, 4)] for label, scores, others in measured]
     show_table(f"{arguments.metrics} metrics, means over {len(measured[0][1].by_concept)} concepts", ["prediction", *names, "PCC others"], rows)
     print("PCC others: the control, mean correlation with people's ratings of the other concepts.")
     if arguments.metrics == "normalized":
