@@ -19,6 +19,7 @@ COMMANDS = {
     "chat": "Ask a trained model about pictures.",
     "serve": "Serve a trained model: OpenAI's chat completions over HTTP, and a page to chat.",
     "evaluate": "Measure models: VQAv2, GQA, POPE, captions and others, your own questions; zero-shot classification, retrieval.",
+    "color": "Colors and concepts: ask dual encoders, compare them with people's ratings, choose palettes that people can read.",
     "report": "Write one HTML page about a run, or about several compared.",
     "import": "Write a checkpoint of Prismatic, LLaVA, transformers or xtuner as one of ours.",
     "export": "Write a trained model for other libraries: transformers, open_clip, vLLM, llama.cpp.",

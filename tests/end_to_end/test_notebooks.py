@@ -8,7 +8,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
-RUNS = {"inference": "demo+finetune+x7", "understand_model": "demo+finetune+x7", "alignment": "ape-demo+align+x7"}
+RUNS = {
+    "inference": "demo+finetune+x7",
+    "understand_model": "demo+finetune+x7",
+    "alignment": "ape-demo+align+x7",
+    "color_study": "ape-demo+align+x7",
+}
 MACHINE_PATHS = re.compile(r"(/home|/root|/tmp|/work|/Users|/usr|site-packages)\b")
 SECONDS = 45 * 60  # the first of the slow tests trains the demo
 MOST_BYTES, MOST_BYTES_OF_A_PICTURE = 1_000_000, 100_000
@@ -114,3 +119,11 @@ class TestOnTheDemo:
         recalls = {which: float(recall) for which, recall in found}
         chance = 10 / 129
         assert recalls["trained"] > 4 * chance > 2 * recalls["untrained"]
+
+    def test_color_study_compares_the_model_with_people_and_chooses_a_palette(self, executed):
+        book = executed("color_study")
+        assert len(pictures(book)) == len(pictures(read("color_study")))
+        assert "20 concepts x 71 colors" in printed(book)
+        assert "apple and banana: capacity 0.2707, largest semantic distance 0.9987" in printed(book)
+        chosen, moved = (int(share) for share in re.search(r"read right: (\d+)% .*, (\d+)% with the moved one", printed(book)).groups())
+        assert chosen > 90 and moved < 10

@@ -1,6 +1,10 @@
 """The console that commands print tables on."""
 
+from collections.abc import Iterable, Sequence
+
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 PIPE_WIDTH = 240  # a pipe has no width: lines that a program may read are not folded
 
@@ -11,3 +15,21 @@ def console() -> Console:
     if not out.is_terminal:
         out.width = PIPE_WIDTH
     return out
+
+
+def show_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table as `vlm.evaluate.report.Table` does, without loading torch; cells may hold rich's markup.
+
+    Args:
+        caption: Stands above.
+        columns: Headings; the first column is of words, the others of numbers.
+        rows: Cells, formatted by the caller.
+    """
+    print_to = console()
+    print_to.print(caption)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    print_to.print(table)

@@ -1,0 +1,182 @@
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vlm.__main__ import main as vlm
+from vlm.color.associations import UW71_RATINGS, read_ratings
+from vlm.color.prompts import CONCEPTS
+from vlm.commands.color import main
+from vlm.errors import ConfigError, DataFormatError, UnknownNameError
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+class Colored:
+    """Pictures by their color, texts by their length."""
+
+    def encode_image(self, images):
+        return torch.nn.functional.normalize(torch.tensor([[*image.getpixel((0, 0)), 50.0] for image in images]), dim=1)
+
+    def encode_text(self, texts):
+        return torch.nn.functional.normalize(torch.tensor([[len(text) % 7, len(text) % 5, len(text) % 3, 1.0] for text in texts]), dim=1)
+
+    def logit_scale(self):
+        return 20.0, 0.0
+
+
+def load(name, device, precision):
+    assert (device, precision) == ("auto", "fp32")
+    return Colored()
+
+
+def printed_table(text):
+    return [line.split() for line in text.splitlines() if line.strip()]
+
+
+def test_run_analyze_and_report_of_all_styles(tmp_path, capsys):
+    styles = [word for style in range(1, 6) for word in ("--prompt-style", str(style))]
+    main(["run", "--model", "ViT-B/32", "--model", "runs/mine/", *styles], load=load)
+    said = capsys.readouterr().out.splitlines()
+    assert "runs/color/cosine_similarities/runs_mine/test_4_scores/similarity_scores_df.txt" in said
+    assert said[-1] == "Compare with people's ratings: vlm color analyze; as a page: vlm color report"
+    main(["analyze"])
+    said = capsys.readouterr().out
+    assert "normalized metrics, means over 20 concepts" in said and "ViT-B/32, style 4" in said and "ViT-B/32, style 5: names of colors" in said
+    with Path("runs/color/evaluation_metrics/ViT_B_32/test_1_metrics/normalized_metrics_df.txt").open(encoding="utf-8") as file:
+        assert [row["word"] for row in csv.DictReader(file)] == list(CONCEPTS)
+    main(["report", "--normalize", "softmax"])
+    assert capsys.readouterr().out == "runs/color/report.html\n"
+    assert "runs/mine, style 3" in (tmp_path / "runs/color/report.html").read_text(encoding="utf-8")
+
+
+def test_a_registered_dual_encoder_runs_without_a_hub():
+    assert vlm(["color", "run", "--model", "tiny-clip", "--out", "out", "--device", "cpu"]) == 0
+    with Path("out/cosine_similarities/tiny_clip/test_1_scores/similarity_scores_df.txt").open(encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == 21 and len(rows[0]) == 72 and all(-1 <= float(cell) <= 1 for row in rows[1:] for cell in row[1:])
+
+
+def test_models_of_the_study_are_looked_up_by_its_names(monkeypatch):
+    asked = []
+    monkeypatch.setattr("vlm.models.open.open_dual", lambda name, **options: asked.append((name, options)) or Colored())
+    main(["run", "--model", "ViT-B/16", "--model", "Microsoft/LLM2CLIP"])
+    assert [name for name, _ in asked] == ["clip-b16-224", "llm2clip-b16-224"] and asked[0][1] == {"device": "auto", "precision": "fp32"}
+
+
+def test_weights_that_cannot_be_had_are_one_line(capsys):
+    assert vlm(["color", "run", "--model", "ViT-B/32"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "openai/clip-vit-base-patch32" in said
+
+
+def test_predictions_made_elsewhere_are_analyzed_without_a_model(tmp_path, capsys):
+    ratings = read_ratings()
+    halved = [["", *ratings.colors], *([concept, *(0.5 * row)] for concept, row in zip(ratings.concepts, ratings.values, strict=True))]
+    with Path("gpt.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(halved)
+    main(["analyze", "gpt.csv", "--metrics", "raw", "--out", "out", "--plots", "False"])
+    with Path("out/evaluation_metrics/gpt/metrics/evaluation_metrics_df.txt").open(encoding="utf-8") as file:
+        rows = {row["word"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 70 and list(rows["love"]) == ["", "word", "PCC", "SRC", "TV", "EMD", "ED"]
+    assert float(rows["love"]["PCC"]) == pytest.approx(1)
+    assert float(rows["love"]["TV"]) == pytest.approx(0.25 * ratings.of(["love"]).values.sum())
+    main(["report", "gpt.csv", "--ratings", str(UW71_RATINGS), "--page", "page.html"])
+    assert (tmp_path / "page.html").is_file()
+
+
+def test_raw_metrics_come_with_the_studys_pictures(monkeypatch):
+    monkeypatch.setattr("vlm.color.plots.DPI", 10)
+    with Path("own.csv").open("w", encoding="utf-8") as file:
+        file.write(",".join(["", *map(str, range(1, 72))]) + "\n" + ",".join(["apple", *map(str, np.linspace(0, 1, 71))]) + "\n")
+    main(["analyze", "own.csv", "--metrics", "raw", "--out", "out"])
+    assert sorted(path.name for path in Path("out/evaluation/own/eval").iterdir()) == [
+        "apple_gt_scores.png",
+        "apple_pred_scores.png",
+        "apple_ranking_plot_by_gt.png",
+        "apple_ranking_plot_by_pred.png",
+    ]
+
+
+def test_palette_is_printed_and_written(capsys):
+    main(["palette", "apple", "banana", "grape", "--out", "palette.json", "--draws", "100"])
+    said = capsys.readouterr().out
+    assert "#fcdb42 (70)" in said and "of simulated observers' assignments are right (chance 33%)" in said
+    with Path("palette.json").open(encoding="utf-8") as file:
+        written = json.load(file)
+    assert [row["concept"] for row in written["rows"]] == ["apple", "banana", "grape"] and written["mean_contrast"] > 0.9
+
+
+def test_library_of_own_colors_gets_interpolated_associations(capsys):
+    with Path("brand.csv").open("w", encoding="utf-8") as file:
+        file.write("name,hex\nlemonade,#ffe040\ncrimson,#e02020\nnight,#101030\n")
+    main(["palette", "apple", "banana", "--colors", "brand.csv", "--draws", "100"])
+    said = capsys.readouterr().out
+    assert "interpolated from UW-71" in said and "(lemonade)" in said and "(crimson)" in said and "(night)" not in said
+
+
+def test_discriminability_of_concepts_and_of_a_given_palette(capsys):
+    main(["discriminability", "apple", "banana", "--color", "70", "--color", "63", "--draws", "100", "--out", "found.json"])
+    said = capsys.readouterr().out
+    assert "0.2707" in said and "0.9987" in said
+    with Path("found.json").open(encoding="utf-8") as file:
+        written = json.load(file)
+    assert written["palette"]["mean_contrast"] < 0.1 and written["capacity"] == pytest.approx(0.2707, abs=5e-5)  # the colors are the wrong way round
+
+
+def test_cosines_are_not_taken_for_ratings():
+    main(["run", "--model", "m", "--out", "out"], load=load)
+    path = "out/cosine_similarities/m/test_1_scores/similarity_scores_df.txt"
+    with pytest.raises(ConfigError, match=r"holds cosines of m, style 1, .*--rescale"):
+        main(["palette", "apple", "corn", "--associations", path])
+    main(["palette", "apple", "corn", "--associations", path, "--rescale", "--draws", "10"])
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "says"),
+    [
+        (["ran"], UnknownNameError, "Did you mean 'run'"),
+        (["run"], ConfigError, "Say which model"),
+        (["run", "--model", "m", "--prompt-style", "7"], ConfigError, "1 to 5; got 7"),
+        (["analyze"], DataFormatError, "There are no predictions"),
+        (["palette"], ConfigError, "Name the concepts"),
+        (["palette", "a", "a"], ConfigError, "'a' is there twice"),
+        (["palette", "aple"], DataFormatError, "has no concept 'aple'"),
+        (["discriminability", "apple"], ConfigError, "two concepts or more"),
+    ],
+)
+def test_wrong_requests_are_refused(line, error, says):
+    with pytest.raises(error, match=says):
+        main(line, load=load)
+
+
+def test_colors_that_nobody_rated_are_refused():
+    Path("brand.txt").write_text("#ff0000\n#00ff00\n", encoding="utf-8")
+    main(["run", "--model", "m", "--colors", "brand.txt"], load=load)
+    with pytest.raises(ConfigError, match=r"about the colors of brand\.txt, .* --ratings"):
+        main(["analyze"])
+    Path("ratings.csv").write_text(",1,2\napple,0.9,0.4\ncorn,0.1,0.3\n", encoding="utf-8")
+    main(["analyze", "--ratings", "ratings.csv"])
+
+
+def test_models_of_one_folder_are_refused():
+    with pytest.raises(ConfigError, match="a-b and a/b have the same folder, a_b"):
+        main(["run", "--model", "a-b", "--model", "a/b"], load=load)
+
+
+def test_unknown_metrics_are_refused():
+    main(["run", "--model", "m"], load=load)
+    with pytest.raises(ConfigError, match="normalized or raw; got 'exact'"):
+        main(["analyze", "--metrics", "exact"])
+
+
+def test_help_lists_the_commands(capsys):
+    main(["--help"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("run", "analyze", "report", "discriminability", "palette"))
