@@ -20,6 +20,7 @@ COMMANDS = {
     "serve": "Serve a trained model: OpenAI's chat completions over HTTP, and a page to chat.",
     "evaluate": "Measure models: VQAv2, GQA, POPE, captions and others, your own questions; zero-shot classification, retrieval.",
     "color": "Colors and concepts: ask dual encoders, compare them with people's ratings, choose palettes that people can read.",
+    "score": "Score how well pictures and captions fit: a table of pairs in, a table of numbers out.",
     "report": "Write one HTML page about a run, or about several compared.",
     "import": "Write a checkpoint of Prismatic, LLaVA, transformers or xtuner as one of ours.",
     "export": "Write a trained model for other libraries: transformers, open_clip, vLLM, llama.cpp.",

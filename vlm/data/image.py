@@ -22,6 +22,10 @@ WHITE = (255, 255, 255, 255)
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # what PIL raises for broken files
 
 
+class PictureTooLargeError(DataFormatError):
+    """A picture of more pixels than its reader allows."""
+
+
 def load_image(path: Path, *, at_least: int | None = None) -> Image.Image:
     """The picture in a file as 8-bit RGB, upright; of an animation, the first frame.
 
@@ -47,16 +51,19 @@ def decode_image(content: bytes, *, name: str, max_pixels: int) -> Image.Image:
         max_pixels: Most pixels, width times height.
 
     Raises:
-        DataFormatError: If it is no picture, cut short or broken, or too large.
+        DataFormatError: If it is no picture, cut short or broken.
+        PictureTooLargeError: If it has more pixels, or so many that PIL takes it for an attack.
     """
     try:
         with Image.open(BytesIO(content)) as image:
             if image.width * image.height <= max_pixels:
                 return upright(image)
             width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise PictureTooLargeError(f"{name} is not decoded: {_reason(error)}. Give a smaller copy.") from error
     except UNREADABLE as error:
         raise DataFormatError(f"{name} cannot be read as a picture: {_reason(error)}. Give a JPEG, PNG, WebP or GIF file.") from error
-    raise DataFormatError(f"{name} has {width}x{height} pixels, and {max_pixels:,} are allowed. Give a smaller copy.")
+    raise PictureTooLargeError(f"{name} has {width}x{height} pixels, and {max_pixels:,} are allowed. Give a smaller copy.")
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -42,8 +42,30 @@ SAFE = "%/:=&?~#+!$,;'@()*[]"  # characters of a path or query that are sent as 
 OTHER_WAY = "Download the picture by hand and give its path."
 
 
+TRY_AGAIN = {  # answers that may be another one a little later
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.TOO_EARLY,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+}
+
+
 class FetchError(VLMError):
     """A picture that may not be asked for, or that its server does not give."""
+
+    def __init__(self, message: str, *, passing: bool = False, too_large: bool = False):
+        """Say what is wrong.
+
+        Args:
+            message: One line.
+            passing: True if the same request may well succeed a little later.
+            too_large: True if the file is longer than the rules allow.
+        """
+        super().__init__(message)
+        self.passing, self.too_large = passing, too_large
 
 
 @dataclass(frozen=True)
@@ -161,7 +183,8 @@ def _address(url: str, host: str, port: int, rules: FetchRules) -> str:
         addresses = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     except (OSError, UnicodeError) as error:
         raise FetchError(
-            f"{url} cannot be fetched: the host {host!r} is not found ({getattr(error, 'strerror', None) or error}). {OTHER_WAY}"
+            f"{url} cannot be fetched: the host {host!r} is not found ({getattr(error, 'strerror', None) or error}). {OTHER_WAY}",
+            passing=getattr(error, "errno", None) == socket.EAI_AGAIN,
         ) from error
     private = next((address for address in addresses if not is_public(address)), None)
     if private is not None and not rules.allow_private:
@@ -228,23 +251,24 @@ def _request(target: _Target, rules: FetchRules, deadline: float) -> bytes | str
 
 def _content(response: http.client.HTTPResponse, target: _Target, rules: FetchRules) -> bytes:
     if response.status != HTTPStatus.OK:
-        raise FetchError(f"{target.url} cannot be fetched: the server answered {response.status} ({response.reason}). {OTHER_WAY}")
+        fault = f"{target.url} cannot be fetched: the server answered {response.status} ({response.reason}). {OTHER_WAY}"
+        raise FetchError(fault, passing=response.status in TRY_AGAIN)
     if response.headers.get_content_type() == "text/html":
         raise FetchError(f"{target.url} is a web page, not a picture. Give the address of the picture itself.")
     if (response.length or 0) > rules.max_bytes:
-        raise FetchError(_too_long(target, f"{response.length:,}", rules))
+        raise FetchError(_too_long(target, f"{response.length:,}", rules), too_large=True)
     content = response.read(rules.max_bytes + 1)
     if len(content) > rules.max_bytes:
-        raise FetchError(_too_long(target, "more", rules))
+        raise FetchError(_too_long(target, "more", rules), too_large=True)
     if response.length:
-        raise FetchError(f"{target.url} cannot be fetched: the connection ended {response.length:,} bytes too early. Try again.")
+        raise FetchError(f"{target.url} cannot be fetched: the connection ended {response.length:,} bytes too early. Try again.", passing=True)
     return content
 
 
 @contextmanager
 def _connected(target: _Target, rules: FetchRules, deadline: float) -> Iterator[_Connection]:
     """A connection that is closed in any case; what the network raises meanwhile becomes one line."""
-    late = FetchError(f"{target.url} cannot be fetched: it took longer than {rules.seconds:g} s. {OTHER_WAY}")
+    late = FetchError(f"{target.url} cannot be fetched: it took longer than {rules.seconds:g} s. {OTHER_WAY}", passing=True)
     connection = _Connection(target, max(deadline - time.monotonic(), 0.001))
     try:
         yield connection
@@ -254,7 +278,7 @@ def _connected(target: _Target, rules: FetchRules, deadline: float) -> Iterator[
         if isinstance(error, VLMError):
             raise
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise FetchError(f"{target.url} cannot be fetched: {said}. {OTHER_WAY}") from error
+        raise FetchError(f"{target.url} cannot be fetched: {said}. {OTHER_WAY}", passing=not isinstance(error, ValueError)) from error
     finally:
         connection.timer.cancel()
         connection.close()

@@ -17,14 +17,15 @@ STATUSES = {
     "too_large": "the picture has more bytes or pixels than allowed",
     "model_error": "the model gave a value that is not finite",
 }
-METADATA = b"vlm.score"  # key of the file's metadata whose value is JSON: model, scale, settings, versions
+METADATA = b"vlm.score"  # key of the file's metadata whose value is JSON: model, image_root, scale, bias, settings, statuses, versions
 
 
 def schema(carried: tuple[str, ...] = ()) -> Any:
     """The columns as pyarrow has them; one row for each row of the input, in its order.
 
     row: Number of the row over all input files in their order, from 0.
-    image: The cell that names the picture: a path, a URL, or `sha256:...` where the cell holds the picture itself.
+    image: What names the picture: a path as it stands in the input (below `image_root` of the metadata, if that is not empty), a URL, or `sha256:...` where
+        the cell holds the picture itself.
     caption: The caption as it stands in the input.
     status, error: A key of `STATUSES`, and the reason in one line (empty for ok).
     cos: Cosine of picture and caption, -1 to 1. This and all numbers below are null where they do not exist.

@@ -55,7 +55,7 @@ def unpack_pictures(value: Any, folder: Path) -> Any:
         DataFormatError: If a data URL cannot be decoded, or a picture is empty.
     """
     if isinstance(value, str):
-        return str(folder.resolve() / store_picture(_decoded(value), folder)) if value.startswith(DATA_URL) else value
+        return str(folder.resolve() / store_picture(data_url_bytes(value), folder)) if value.startswith(DATA_URL) else value
     if isinstance(value, bytes):
         return store_picture(value, folder).as_posix()
     if isinstance(value, list):
@@ -74,7 +74,12 @@ def holds_pictures(value: Any) -> bool:
     return isinstance(value, bytes) or (isinstance(value, list) and any(holds_pictures(item) for item in value))
 
 
-def _decoded(url: str) -> bytes:
+def data_url_bytes(url: str) -> bytes:
+    """The bytes of a data URL.
+
+    Raises:
+        DataFormatError: If it is not base64.
+    """
     kind, _, data = url.partition(",")
     if not kind.endswith(";base64"):
         raise DataFormatError(f"a data URL is not base64: it begins with {kind[:60]!r}.")

@@ -18,8 +18,12 @@ LONGEST_CELL = 2**24  # characters; Python's own limit of 131,072 is short for a
 SPLIT_NAMES = ("train", "validation", "valid", "val", "test")  # what Hugging Face's files of several splits begin with
 
 
-def numbered_rows(path: Path) -> Iterator[tuple[Path, int, Any]]:
+def numbered_rows(path: Path, *, blank: bool = False) -> Iterator[tuple[Path, int, Any]]:
     """File, number and value of each row, or the error that stands for a row without a value. Rows of a file count from 1, without a table's header.
+
+    Args:
+        path: A file, or a folder of Parquet files or of `save_to_disk`.
+        blank: Whether a row of a CSV file whose cells are all empty is one; a blank line never is.
 
     Raises:
         DataFormatError: If the file or folder cannot be read as what it claims to be.
@@ -29,7 +33,7 @@ def numbered_rows(path: Path) -> Iterator[tuple[Path, int, Any]]:
         for number, value in read_json_rows(path):
             yield path, number, value
     elif path.suffix.lower() in CSV_SUFFIXES and not path.is_dir():
-        yield from _csv_rows(path)
+        yield from _csv_rows(path, blank)
     else:
         for file in table_files(path):
             yield from _parquet_rows(file) if file.suffix == ".parquet" else _arrow_rows(file)
@@ -88,7 +92,7 @@ def _members(path: Path, key: str) -> list[Any]:
     return value
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[Path, int, Any]]:
+def _csv_rows(path: Path, blank: bool) -> Iterator[tuple[Path, int, Any]]:
     """Rows as objects of texts by header."""
     csv.field_size_limit(LONGEST_CELL)
     number = 0
@@ -100,7 +104,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[Path, int, Any]]:
             header = [name.strip() for name in next(reader, [])]
             if len(set(header)) < len(header):
                 raise DataFormatError(f"{path} has a header twice: {header}. Rename one.")
-            for number, cells in enumerate((cells for cells in reader if any(cells)), start=1):
+            for number, cells in enumerate((cells for cells in reader if any(cells) or (blank and len(cells) > 1)), start=1):
                 fault = DataFormatError(f"the number of cells differs: the header has {len(header)}, the row {len(cells)}.")
                 yield path, number, dict(zip(header, cells, strict=True)) if len(cells) == len(header) else fault
     except csv.Error as error:
