@@ -77,14 +77,14 @@ class PairEncoder:
         """Tokens of each text as the model reads it, special tokens included, before it is cut."""
         return count_tokens(self.model.text, texts, instruction=instruction_of(self.model))
 
-    def _by_length(self, lengths: Sequence[int]) -> Iterator[Int[Tensor, " M"]]:
+    def _by_length(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Places of the texts of each batch: the longest first, so that what does not fit is found out at once."""
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         start = 0
         while start < len(order):
             longest = lengths[order[start]] if self._trims or not isinstance(self.model.text, PaddedTextEncoder) else self.model.text.max_length
             size = max(1, self.batch_tokens // max(1, longest))
-            yield torch.tensor(order[start : start + size])
+            yield order[start : start + size]
             start += size
 
     def _halved(self, encode: Callable[[Sequence[Any]], Tensor], items: Sequence[Any]) -> Iterator[Tensor]:

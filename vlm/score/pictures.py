@@ -13,7 +13,7 @@ from torch import Tensor
 from vlm.data.fetched import Fetched
 from vlm.data.image import PictureTooLargeError, decode_image, to_tiles
 from vlm.data.remote import FetchError, is_url, local_path
-from vlm.errors import ConfigError, DataFormatError
+from vlm.errors import DataFormatError
 from vlm.types import ImagePolicy
 
 
@@ -73,8 +73,6 @@ class PictureReader:
             return Fault("too_large" if error.too_large else "fetch_error", str(error))
         except PictureTooLargeError as error:
             return Fault("too_large", str(error))
-        except ConfigError:
-            raise
         except DataFormatError as error:
             return Fault("decode_error", str(error))
 
@@ -113,10 +111,12 @@ class PictureReader:
 
     def _file(self, path: Path) -> bytes:
         try:
-            if (size := path.stat().st_size) > self.max_bytes:
-                raise FetchError(f"{path} has {size:,} bytes, and {self.max_bytes:,} are allowed. Give a smaller copy.", too_large=True)
-            return path.read_bytes()
+            size = path.stat().st_size
+            content = path.read_bytes() if size <= self.max_bytes else b""
         except FileNotFoundError:
             raise FetchError(f"There is no image file {path}.") from None
         except (OSError, ValueError) as error:  # ValueError: a null character
             raise FetchError(f"The image file {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+        if size > self.max_bytes:
+            raise FetchError(f"{path} has {size:,} bytes, and {self.max_bytes:,} are allowed. Give a smaller copy.", too_large=True)
+        return content

@@ -1,0 +1,196 @@
+"""Scores against transformers' own models, against one pair at a time, and by hand; each distinct picture and text is encoded once."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_scores import job, json_lines, picture, rows_of, scored, some_pairs
+
+from vlm.models.open import open_dual
+from vlm.score.metrics import clipscore, refclipscore
+from vlm.score.opening import open_job
+from vlm.score.scoring import MOST_REFERENCES
+from vlm.score.vectors import Remembered
+
+CAPTIONS = ["A caption.", "Another, longer caption of a picture.", "third", "A caption."]
+
+
+def table(folder: Path, **columns) -> Path:
+    rows = [{"image": picture(folder / f"{i}.png", i, (40 + 7 * i, 33)).name, "caption": text} for i, text in enumerate(CAPTIONS)]
+    return json_lines(folder / "pairs.jsonl", [row | {name: values[i] for name, values in columns.items()} for i, row in enumerate(rows)])
+
+
+def scores(folder: Path, pairs: Path, **settings):
+    out = folder / f"out-{len(list(folder.glob('out-*')))}.parquet"
+    scored(job(pairs, out, **settings))
+    return rows_of(out)
+
+
+def transformers_logits(folder: Path, name: str) -> list[float]:
+    """The diagonal of logits_per_image of transformers' model of the same weights."""
+    import transformers
+
+    dual = open_dual(name, device="cpu", precision="fp32")
+    vision, text = dual.image.tower, dual.text.tower.model
+    kind = {"tiny-clip": "CLIP", "tiny-siglip": "Siglip"}[name]
+    inner = next(module for module in vision.modules() if isinstance(module, getattr(transformers, f"{kind}VisionModel")))
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config=inner.config.to_dict(), text_config=text.config.to_dict(), projection_dim=dual.image.width
+    )
+    whole = getattr(transformers, f"{kind}Model")(config).eval()
+    named = dict(inner.state_dict())
+    vision_state = {key.removeprefix("vision_model."): value for key, value in named.items()}
+    text_state = {key.removeprefix("text_model."): value for key, value in text.state_dict().items()}
+    missing, _ = whole.vision_model.load_state_dict(vision_state, strict=False)
+    assert not missing
+    missing, _ = whole.text_model.load_state_dict(text_state, strict=False)
+    assert not missing
+    scale, bias = dual.logit_scale()
+    with torch.no_grad():
+        whole.logit_scale.fill_(math.log(scale))
+        if kind == "CLIP":
+            whole.visual_projection.weight.copy_(dual.image.projection.weight)
+            whole.text_projection.weight.copy_(text.text_projection.weight)
+        else:
+            whole.logit_bias.fill_(bias)
+        images = [Image.open(folder / f"{i}.png").convert("RGB") for i in range(len(CAPTIONS))]
+        pixels = vision.normalize(dual.pixels(images)) if hasattr(vision, "normalize") else None
+        if pixels is None:
+            pytest.skip("the tower does not show how it normalizes")
+        return whole(input_ids=dual.text.tokenize(CAPTIONS), pixel_values=pixels).logits_per_image.diag().tolist()
+
+
+def test_pairs_are_as_one_at_a_time_by_the_model_itself(tmp_path):
+    """`DualEncoder` on single pictures and texts, which its own tests compare with the published libraries."""
+    dual = open_dual("tiny-clip", device="cpu", precision="fp32")
+    found = scores(tmp_path, table(tmp_path))
+    for i, row in enumerate(found):
+        cos = float(dual.similarity([Image.open(tmp_path / f"{i}.png")], [CAPTIONS[i]]))
+        assert (row["row"], row["image"], row["caption"], row["status"], row["error"]) == (i, f"{i}.png", CAPTIONS[i], "ok", "")
+        assert row["cos"] == pytest.approx(cos, abs=1e-5)
+        assert row["logit"] == pytest.approx(cos / 0.07, abs=1e-4)
+        assert row["clipscore"] == pytest.approx(2.5 * max(cos, 0), abs=1e-5)
+        assert (row["siglip_probability"], row["refclipscore"], row["truncated"]) == (None, None, False)
+        assert (row["width"], row["height"]) == (40 + 7 * i, 33)
+
+
+def test_the_probability_is_that_of_models_that_were_trained_with_sigmoids(tmp_path):
+    for row in scores(tmp_path, table(tmp_path), model="tiny-siglip"):
+        assert row["logit"] == pytest.approx(10 * row["cos"] - 10, abs=1e-4)
+        assert row["siglip_probability"] == pytest.approx(1 / (1 + math.exp(-row["logit"])), abs=1e-6)
+
+
+def test_references_and_prefix(tmp_path):
+    dual = open_dual("tiny-clip", device="cpu", precision="fp32")
+    references = [["One.", "Two words."], [], None, "A single reference."]
+    found = scores(tmp_path, table(tmp_path, refs=references), refs_col="refs", prefix="A photo depicts ")
+    for i, row in enumerate(found):
+        candidate = dual.encode_text([f"A photo depicts {CAPTIONS[i]}"])
+        first = 2.5 * max(0.0, float(dual.encode_image([Image.open(tmp_path / f"{i}.png")]) @ candidate.T))
+        assert row["clipscore"] == pytest.approx(first, abs=1e-5)
+        texts = [references[i]] if isinstance(references[i], str) else references[i] or []
+        if not texts:
+            assert row["refclipscore"] is None
+            continue
+        second = max(0.0, *(float(dual.encode_text([f"A photo depicts {text}"]) @ candidate.T) for text in texts))
+        assert row["refclipscore"] == pytest.approx(2 * first * second / (first + second) if first and second else 0, abs=1e-5)
+
+
+def test_refclipscore_is_a_harmonic_mean_and_0_where_one_is():
+    cos, reference = torch.tensor([0.4, -0.1, 0.3, 0.2]), torch.tensor([0.5, 0.9, -0.2, 1.0])
+    assert clipscore(cos).tolist() == pytest.approx([1.0, 0.0, 0.75, 0.5])
+    assert refclipscore(cos, reference).tolist() == pytest.approx([2 * 1.0 * 0.5 / 1.5, 0.0, 0.0, 2 * 0.5 / 1.5])
+
+
+def test_every_row_has_its_status_and_the_others_are_scored(tmp_path):
+    good = picture(tmp_path / "good.png", 0).name
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    rows = [
+        {"image": good, "caption": "one"},
+        {"image": good, "caption": " \n"},
+        {"image": "broken.png", "caption": "two"},
+        {"image": "missing.png", "caption": "two"},
+        {"image": "http://a.org/x.png", "caption": "two"},
+        {"image": good},
+        {"caption": "two"},
+        {"image": good, "caption": "one", "refs": ["x"] * 2 + [str(i) for i in range(MOST_REFERENCES + 1)]},
+        {"image": "broken.png", "caption": "one"},
+        {"image": good, "caption": "one"},
+    ]
+    pairs = json_lines(tmp_path / "pairs.jsonl", rows)
+    with pairs.open("a", encoding="utf-8") as file:
+        file.write('\n{"image": \n{"image": "good.png", "caption": "last"}\n')
+    found = scores(tmp_path, pairs, refs_col="refs")
+    expected = "ok empty_text decode_error fetch_error fetch_error empty_text row_error row_error decode_error ok row_error ok"
+    assert [row["status"] for row in found] == expected.split()
+    assert [row["row"] for row in found] == list(range(12))
+    for row in found:
+        assert (row["error"] == "") == (row["status"] == "ok") == (row["cos"] is not None) == (row["tokens"] is not None)
+    assert found[0]["cos"] == found[9]["cos"]
+
+
+def test_a_value_that_is_not_finite_is_a_status(tmp_path):
+    opened = open_job(job(table(tmp_path), tmp_path / "out.parquet"))
+    inner = opened.scorer.encoder.images
+    opened.scorer.encoder.images = lambda tiles: inner(tiles) * torch.tensor([[1.0], [math.nan], [1.0], [1.0]])
+    with opened.scorer:
+        (_, pairs), *_ = opened.table.parts(10, lambda index: True)
+        (batch,) = opened.scorer.tables(pairs)
+    assert batch.column("status").to_pylist() == ["ok", "model_error", "ok", "ok"]
+    assert batch.column("cos").to_pylist()[1] is None
+    assert batch.column("clipscore").to_pylist()[1] is None
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch_size": "1", "batch_tokens": 1, "workers": 1}, {"batch_size": "2", "part_rows": 4}])
+def test_each_distinct_picture_and_text_is_encoded_once_in_whatever_batches(tmp_path, settings):
+    pairs = some_pairs(tmp_path, rows=24, images=3)
+    outcome = scored(job(pairs, tmp_path / "out.parquet", **settings))
+    assert (outcome.rows, outcome.images, outcome.texts) == (24, 3, 4)
+    found = rows_of(tmp_path / "out.parquet")
+    assert [row["cos"] for row in found[:12]] == [row["cos"] for row in found[12:]]
+    assert len({row["cos"] for row in found}) == 12
+
+
+def test_rows_beyond_a_window_and_beyond_what_is_remembered_are_right(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm.score.scoring.WINDOW", 4)
+    monkeypatch.setattr("vlm.score.scoring.MOST_REFERENCES", 3)
+    pairs = some_pairs(tmp_path, rows=60, images=7)
+    scored(job(pairs, tmp_path / "few.parquet", batch_size="1", remember=4))
+    scored(job(pairs, tmp_path / "all.parquet"))
+    few, whole = rows_of(tmp_path / "few.parquet"), rows_of(tmp_path / "all.parquet")
+    assert [row["cos"] for row in few] == pytest.approx([row["cos"] for row in whole], abs=1e-5)
+
+
+def test_rows_of_remembered_vectors_go_to_those_that_were_used_last():
+    store = Remembered(2, 1)
+    assert store.assign(["a", "b", "a"]) == ({"a": 0, "b": 1}, {"a": 0, "b": 1})
+    store.write(torch.tensor([0, 1]), torch.tensor([[1.0], [2.0]]))
+    assert store.assign(["a", "c"]) == ({"a": 0, "c": 1}, {"c": 1})
+    assert store.read(torch.tensor([1])).item() == 2.0  # until the new one is written
+    assert store.assign(["b"]) == ({"b": 0}, {"b": 0})
+    with pytest.raises(ValueError, match="More than 2"):
+        store.assign(["x", "y", "z"])
+
+
+def test_columns_of_the_input_are_carried_and_the_root_of_pictures_is_named(tmp_path):
+    from vlm.score.parts import read_facts
+
+    found = scores(tmp_path, table(tmp_path, id=[7, "x", None, [1]]), carry=("id",))
+    assert [row["id"] for row in found] == ["7", "x", None, "[1]"]
+    assert Path(read_facts(tmp_path / "out-0.parquet")["image_root"]) == tmp_path.resolve()
+
+
+def test_paths_of_tables_in_several_folders_are_written_whole(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        table(tmp_path / name)
+    scored(job(tmp_path / "*" / "pairs.jsonl", tmp_path / "out.parquet"))
+    assert [Path(row["image"]) for row in rows_of(tmp_path / "out.parquet")] == [tmp_path / name / f"{i}.png" for name in "ab" for i in range(4)]
+
+
+@pytest.mark.parametrize("name", ["tiny-clip", "tiny-siglip"])
+def test_logits_are_the_diagonal_of_transformers_own(tmp_path, name):
+    found = scores(tmp_path, table(tmp_path), model=name)
+    assert [row["logit"] for row in found] == pytest.approx(transformers_logits(tmp_path, name), abs=1e-4)
