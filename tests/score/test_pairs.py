@@ -105,7 +105,14 @@ def test_what_is_wrong_with_a_row_is_said_in_it(tmp_path, row, fault):
 
 @pytest.mark.parametrize(
     "cell, references",
-    [(["a", "b", "a", " "], ("a", "b")), ('["a", "b"]', ("a", "b")), ("one text", ("one text",)), ("[sic] a text", ("[sic] a text",)), (None, ()), ("", ())],
+    [
+        (["a", "b", "a", " "], ("a", "b")),
+        ('["a", "b"]', ("a", "b")),
+        ("one text", ("one text",)),
+        ("[sic] a text", ("[sic] a text",)),
+        (None, ()),
+        ("", ()),
+    ],
 )
 def test_references_are_a_list_or_a_text(tmp_path, cell, references):
     pair = to_pair({"image": "a.png", "caption": "c", "refs": cell}, 0, tmp_path, Columns("image", "caption", "refs"))
@@ -113,13 +120,15 @@ def test_references_are_a_list_or_a_text(tmp_path, cell, references):
 
 
 def test_carried_cells_are_text(tmp_path):
-    pair = to_pair({"image": "a", "caption": "c", "id": 7, "tags": ["x"], "none": None}, 0, tmp_path, Columns("image", "caption", "", ("id", "tags", "none")))
+    pair = to_pair(
+        {"image": "a", "caption": "c", "id": 7, "tags": ["x"], "none": None}, 0, tmp_path, Columns("image", "caption", "", ("id", "tags", "none"))
+    )
     assert pair.carried == ("7", '["x"]', None)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path, kind):
-    with pytest.raises(ConfigError, match="has no column 'url'; it has image, caption, other. Name it with --image-col"):
+    with pytest.raises(ConfigError, match=r"has no column 'url'; it has image, caption, other\. Name it with --image-col"):
         PairTable([write(tmp_path, kind, 2)], Columns("url", "caption"))
 
 

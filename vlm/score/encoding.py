@@ -185,5 +185,4 @@ def _lengths(tokenizer: Any, texts: list[str], *, special: bool = True) -> list[
 
 def instruction_of(model: Any) -> str:
     """What the model's text encoder is told before each text."""
-    config = getattr(model, "config", None)
-    return config.instruction if config is not None else getattr(model, "instruction", "")
+    return model.config.instruction if model.config else ""

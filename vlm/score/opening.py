@@ -11,10 +11,9 @@ from vlm.backbones.fingerprint import fingerprint
 from vlm.backbones.image import IMAGE
 from vlm.data.fetched import Fetched
 from vlm.data.remote import FetchRules
-from vlm.errors import CheckpointError
 from vlm.models.dual_build import pair_names
 from vlm.models.dual_encoder import DualEncoder
-from vlm.models.open import open_model
+from vlm.models.open import open_dual
 from vlm.score.encoding import PairEncoder, instruction_of
 from vlm.score.job import Job, files_of
 from vlm.score.pairs import Columns, PairTable
@@ -69,12 +68,8 @@ def open_scoring_model(job: Job) -> DualEncoder:
     Raises:
         CheckpointError: If it cannot be loaded, or is a model that answers.
     """
-    name = pair_of_source(job.model)
     sources = {f"{side}_source": source for side, source in (("image", job.image_source), ("text", job.text_source)) if source}
-    model = open_model(name, device=job.device, precision=job.precision, run_root=job.run_root, **sources)
-    if not isinstance(model, DualEncoder):
-        raise CheckpointError(f"{job.model} is a model that answers, not a dual encoder. Name one, or a published pair such as clip-b32-224.")
-    return model
+    return open_dual(pair_of_source(job.model), device=job.device, precision=job.precision, run_root=job.run_root, **sources)
 
 
 def pair_of_source(name: str) -> str:

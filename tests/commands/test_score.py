@@ -1,0 +1,76 @@
+"""The command from its line to its file, alone and by several processes; what it says when a line cannot be."""
+
+import pytest
+from tiny_scores import rows_of, some_pairs
+
+from vlm.__main__ import main as vlm
+
+TINY = ["--model", "tiny-clip", "--device", "cpu", "--precision", "fp32"]
+
+
+def test_a_table_is_scored_and_the_end_is_told(tmp_path, capsys):
+    pairs, out = some_pairs(tmp_path), tmp_path / "scores.parquet"
+    assert vlm(["score", "--pairs", str(pairs), "--out", str(out), *TINY]) == 0
+    said = capsys.readouterr().out
+    assert "10 rows in" in said
+    assert "3 pictures and 4 texts encoded" in said
+    assert "10 rows, 10 ok." in said
+    assert len(rows_of(out)) == 10
+
+
+def test_scores_of_other_settings_are_replaced_when_told_so(tmp_path, capsys):
+    pairs, out = some_pairs(tmp_path), tmp_path / "scores.parquet"
+    line = ["score", "--pairs", str(pairs), "--out", str(out), *TINY]
+    assert vlm(line) == 0
+    assert vlm([*line, "--prefix", "A photo depicts "]) == 2
+    assert "prefix was" in capsys.readouterr().err
+    assert vlm([*line, "--prefix", "A photo depicts ", "--overwrite"]) == 0
+
+
+def test_the_line_has_the_last_word_over_the_configuration_file(tmp_path, capsys):
+    pairs = some_pairs(tmp_path)
+    config = tmp_path / "config.yaml"
+    config.write_text(f"pairs: {pairs}\nmodel: no-such-model\nprecision: fp32\nout: {tmp_path / 'scores.parquet'}\n", encoding="utf-8")
+    assert vlm(["score", "--config", str(config)]) == 2
+    assert "no-such-model" in capsys.readouterr().err
+    assert vlm(["score", "--config", str(config), "--model", "tiny-clip", "--device", "cpu"]) == 0
+    assert len(rows_of(tmp_path / "scores.parquet")) == 10
+
+
+def test_an_estimate_writes_nothing(tmp_path, capsys):
+    pairs = some_pairs(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert vlm(["score", "--pairs", str(pairs), "--out", str(tmp_path / "s.parquet"), *TINY, "--estimate", "100000000", "--price-per-hour", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "100,000,000 pairs by one process" in said
+    assert "at 2 an hour" in said
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ([], "Say which pairs"),
+        (["--pairs", "missing.csv"], "no such file"),
+        (["--shard", "1/2", "--overwrite"], "--shard shares the parts"),
+        (["--price-per-hour", "2"], "--price-per-hour is about --estimate"),
+        (["--engine", "spark"], "not one of local, ray"),
+        (["--actors", "2"], "need --engine ray"),
+    ],
+)
+def test_lines_that_cannot_be_are_refused(capsys, line, message):
+    assert vlm(["score", *line, *TINY]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.dist
+def test_two_processes_score_as_one(tmp_path, torchrun):
+    pairs = some_pairs(tmp_path, rows=11)
+    line = ["score", "--pairs", str(pairs), *TINY, "--part-rows", "2"]
+    assert vlm([*line, "--out", str(tmp_path / "one.parquet")]) == 0
+    done = torchrun("-m", "vlm", *line, "--out", tmp_path / "two.parquet", timeout=150)
+    assert done.stdout.count("11 rows, 11 ok.") == 1
+    one, two = rows_of(tmp_path / "one.parquet"), rows_of(tmp_path / "two.parquet")
+    assert [row["row"] for row in two] == list(range(11))
+    assert [row["cos"] for row in two] == pytest.approx([row["cos"] for row in one], abs=1e-5)
+    assert not (tmp_path / "two.parquet.parts").exists()
