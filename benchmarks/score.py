@@ -24,34 +24,10 @@ import numpy as np
 CAPTIONS = 5  # a picture, as COCO has
 WIDTH, HEIGHT = 640, 480
 WARM_UP = 32  # rows before the clock starts
-WORDS = [
-    "a",
-    "the",
-    "man",
-    "woman",
-    "dog",
-    "cat",
-    "bus",
-    "street",
-    "table",
-    "plate",
-    "of",
-    "with",
-    "on",
-    "in",
-    "sitting",
-    "standing",
-    "large",
-    "small",
-    "red",
-    "white",
-    "holding",
-    "next",
-    "to",
-    "near",
-    "two",
-    "people",
-]
+WORDS = (
+    *("a", "the", "of", "with", "on", "in", "next", "to", "near", "two", "people", "man", "woman", "dog", "cat", "bus", "street", "table", "plate"),
+    *("sitting", "standing", "large", "small", "red", "white", "holding"),
+)
 
 
 def main() -> None:

@@ -126,9 +126,9 @@ def test_a_fault_in_the_middle_of_a_part_leaves_no_file(tmp_path):
 
 def test_a_broken_table_keeps_the_parts_before_the_fault(tmp_path):
     names = pictures(tmp_path, 1)
-    (tmp_path / "pairs.csv").write_text("image,caption\n" + f"{names[0]},text\n" * 5 + '"never closed,text\n', encoding="utf-8")
-    with pytest.raises(DataFormatError, match="row 6"):
-        scored(job(tmp_path / "pairs.csv", tmp_path / "scores.parquet", part_rows=2))
+    (tmp_path / "pairs.csv").write_text("image,caption\n" + f"{names[0]},text\n" * 150 + '"never closed,text\n', encoding="utf-8")
+    with pytest.raises(DataFormatError, match="row 151"):
+        scored(job(tmp_path / "pairs.csv", tmp_path / "scores.parquet", part_rows=60))
     assert len(list((tmp_path / "scores.parquet.parts").glob("part-*.parquet"))) == 2
 
 

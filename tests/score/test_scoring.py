@@ -104,7 +104,7 @@ def test_a_value_that_is_not_finite_is_a_status(tmp_path):
     inner = opened.scorer.encoder.images
     opened.scorer.encoder.images = lambda tiles: inner(tiles) * torch.tensor([[1.0], [math.nan], [1.0], [1.0]])
     with opened.scorer:
-        (_, pairs), *_ = opened.table.parts(10, lambda index: True)
+        _, pairs = next(opened.table.parts(10, lambda index: True))
         (batch,) = opened.scorer.tables(pairs)
     assert batch.column("status").to_pylist() == ["ok", "model_error", "ok", "ok"]
     assert batch.column("cos").to_pylist()[1] is None
@@ -163,7 +163,7 @@ def test_logits_are_the_diagonal_of_transformers_own(tmp_path, name):
     """A whole model of transformers in a folder, asked with its own processor."""
     import transformers
 
-    kind, vision, text = name.removeprefix("tiny-").replace("clip", "CLIP").replace("sigLIP", "Siglip"), IMAGE[f"{name}-image"], TEXT[f"{name}-text"]
+    kind, vision, text = {"tiny-clip": "CLIP", "tiny-siglip": "Siglip"}[name], IMAGE[f"{name}-image"], TEXT[f"{name}-text"]
     words = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1} | dict(text.architecture)
     config = getattr(transformers, f"{kind}Config")(vision_config=dict(vision.architecture), text_config=words, projection_dim=8)
     torch.manual_seed(0)

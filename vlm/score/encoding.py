@@ -16,6 +16,7 @@ from vlm.errors import ConfigError
 from vlm.models.contrastive import unit
 
 BATCH_ON_CPU = 32  # more gains nothing where cores are the limit
+TOKENS_ON_CPU, TOKENS_ON_GPU = 2_048, 65_536  # of texts
 LARGEST_BATCH = 1024
 PROBES = (8, 16)  # pictures of the two batches whose memory tells what one more picture takes
 SHARE_OF_MEMORY = 0.6  # of a GPU's free memory that a batch may take
@@ -32,16 +33,17 @@ class Texts(NamedTuple):
 class PairEncoder:
     """The two sides of a dual encoder, without gradients."""
 
-    def __init__(self, model: Any, *, batch_size: str = "auto", batch_tokens: int = 8192, compile: bool = False):
+    def __init__(self, model: Any, *, batch_size: str = "auto", batch_tokens: int | None = None, compile: bool = False):
         """Take a model.
 
         Args:
             model: A `vlm.models.dual_encoder.DualEncoder`.
             batch_size: Pictures at once, or auto.
-            batch_tokens: Tokens of texts at once, padding included.
+            batch_tokens: Tokens of texts at once, padding included; None for what suits the device.
             compile: Compile both towers.
         """
-        self.model, self.batch_tokens = model.eval().requires_grad_(False), batch_tokens
+        self.model = model.eval().requires_grad_(False)
+        self.batch_tokens = batch_tokens or (TOKENS_ON_GPU if model.device.type == "cuda" else TOKENS_ON_CPU)
         self.policy = model.image.image_policy
         if compile:
             model.image.compile(dynamic=True)

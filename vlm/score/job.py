@@ -54,8 +54,8 @@ class Job:
     """Written before every caption and reference. The paper of CLIPScore has 'A photo depicts ', with the space."""
     batch_size: str = "auto"
     """Pictures that are encoded at once; auto: what the device's memory holds."""
-    batch_tokens: int = 8192
-    """Tokens of the texts that are encoded at once, padding included."""
+    batch_tokens: int | None = None
+    """Tokens of the texts that are encoded at once, padding included; None: 2,048 on a CPU, 65,536 on a GPU."""
     workers: int = 4
     """Threads that read and decode pictures ahead of the model."""
     remember: int = 65_536
@@ -78,10 +78,12 @@ class Job:
     def __post_init__(self) -> None:
         if self.images not in IMAGES:
             raise ConfigError(f"--images {self.images} is not one of {', '.join(IMAGES)}.")
-        least = {"connections": 1, "workers": 1, "batch_tokens": 1, "part_rows": 1, "remember": 1, "max_bytes": 1, "max_pixels": 1, "retries": 0}
+        least = {"connections": 1, "workers": 1, "part_rows": 1, "remember": 1, "max_bytes": 1, "max_pixels": 1, "retries": 0}
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 raise ConfigError(f"--{name.replace('_', '-')} is at least {lowest}; got {getattr(self, name)}.")
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise ConfigError(f"--batch-tokens is at least 1; got {self.batch_tokens}.")
         if self.timeout <= 0:
             raise ConfigError(f"--timeout is above 0 seconds; got {self.timeout:g}.")
         if self.batch_size != "auto" and not (self.batch_size.isdecimal() and int(self.batch_size) > 0):

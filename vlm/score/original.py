@@ -80,8 +80,10 @@ def _value(name: str, value: Any, path: Path) -> Any:
         return None if value is None else Path(str(value))
     if kind is str and isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
+    if kind == int | None and (value is None or type(value) is int):
+        return value
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if type(value) is kind:
         return value
-    raise ConfigError(f"{path}: {name} is of type {kind.__name__}, got {value!r}.")
+    raise ConfigError(f"{path}: {name} is of type {getattr(kind, '__name__', kind)}, got {value!r}.")
