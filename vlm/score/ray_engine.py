@@ -3,6 +3,7 @@
 `RAY_ADDRESS` names a running cluster; without it Ray starts on this machine. Pairs, pictures and --out must lie where every node sees them.
 """
 
+import importlib
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -95,8 +96,7 @@ def _mapped(ray: Any, job: Job, missing: list[int], actors: int) -> Any:
 
 def _ray() -> Any:
     try:
-        import ray
-        import ray.data
+        importlib.import_module("ray.data")
+        return importlib.import_module("ray")
     except ImportError:
         raise MissingPackageError("ray", needed_for="--engine ray", extra="ray") from None
-    return ray
