@@ -3,8 +3,10 @@
 import math
 
 import pytest
+import tiny_pairs
 import torch
 
+from vlm.models.dual_build import build_encoder
 from vlm.models.open import open_dual
 from vlm.score import encoding
 from vlm.score.encoding import PairEncoder, count_tokens, without_padding
@@ -104,3 +106,11 @@ def test_the_model_keeps_no_gradients():
     encoder = PairEncoder(dual)
     assert not any(parameter.requires_grad for parameter in dual.parameters())
     assert not encoder.texts(TEXTS).vectors.requires_grad
+
+
+def test_tokens_of_sentence_encoders_are_counted_as_they_are_read(tmp_path):
+    encoder = build_encoder("text", f"sentence:{tiny_pairs.bert_folder(tmp_path / 'bert')}")
+    short, long = count_tokens(encoder, ["a red cat", "a red cat " * 10])
+    assert short == (5, False)
+    assert long == (32, True)
+    assert int(encoder.tokenize(["a red cat"]).seen.sum()) == 5

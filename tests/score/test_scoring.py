@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+import tiny_pairs
 import torch
 from PIL import Image
 from tiny_scores import job, json_lines, picture, rows_of, scored, some_pairs
@@ -190,3 +191,13 @@ def test_logits_are_the_diagonal_of_transformers_own(tmp_path, name):
         expected = model(input_ids=ids, pixel_values=pixels).logits_per_image.diag()
     assert [row["logit"] for row in found] == pytest.approx(expected.tolist(), abs=1e-4)
     assert expected.std() > 0.1
+
+
+def test_a_checkpoint_of_heads_is_scored_with_its_own_scale_and_bias(tmp_path):
+    dual = tiny_pairs.dual("clip", tiny_pairs.two_towers("clip", tmp_path / "towers"), loss="siglip")
+    dual.save(tmp_path / "heads")
+    for i, row in enumerate(scores(tmp_path, table(tmp_path), model=str(tmp_path / "heads"))):
+        cos = float(dual.similarity([Image.open(tmp_path / f"{i}.png")], [CAPTIONS[i]]))
+        assert row["cos"] == pytest.approx(cos, abs=1e-5)
+        assert row["logit"] == pytest.approx(math.exp(2.5) * cos - 10, abs=1e-3)
+        assert row["siglip_probability"] == pytest.approx(1 / (1 + math.exp(-row["logit"])), abs=1e-6)
