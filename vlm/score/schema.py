@@ -33,7 +33,7 @@ def schema(carried: tuple[str, ...] = ()) -> Any:
     siglip_probability: Sigmoid of the logit, for models that were trained with sigmoids alone.
     clipscore: 2.5 * max(cos, 0) (Hessel et al. 2021, arXiv:2104.08718).
     refclipscore: Harmonic mean of clipscore and the caption's highest cosine with a reference, where there are references.
-    tokens, truncated: Tokens of the caption with its special tokens, before it is cut; whether it was cut.
+    tokens, truncated: Tokens of the caption with prefix and special tokens, before it is cut; whether it was cut.
     width, height: Pixels of the upright picture as it is stored.
 
     Args:
