@@ -15,8 +15,8 @@ from vlm.backbones.text.base import PaddedTextEncoder, TransformersText
 from vlm.errors import ConfigError
 from vlm.models.contrastive import unit
 
-BATCH_ON_CPU = 32  # more gains nothing where cores are the limit
-TOKENS_ON_CPU, TOKENS_ON_GPU = 2_048, 65_536  # of texts
+BATCH_ON_CPU = 16  # more costs memory and gains nothing where cores are the limit; benchmarks/score.md
+TOKENS_ON_CPU, TOKENS_ON_GPU = 512, 65_536  # of texts
 LARGEST_BATCH = 1024
 PROBES = (8, 16)  # pictures of the two batches whose memory tells what one more picture takes
 SHARE_OF_MEMORY = 0.6  # of a GPU's free memory that a batch may take

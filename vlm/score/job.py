@@ -55,7 +55,7 @@ class Job:
     batch_size: str = "auto"
     """Pictures that are encoded at once; auto: what the device's memory holds."""
     batch_tokens: int | None = None
-    """Tokens of the texts that are encoded at once, padding included; None: 2,048 on a CPU, 65,536 on a GPU."""
+    """Tokens of the texts that are encoded at once, padding included; None: 512 on a CPU, 65,536 on a GPU."""
     workers: int = 4
     """Threads that read and decode pictures ahead of the model."""
     remember: int = 65_536
