@@ -1,6 +1,6 @@
 """What the page about a selection shows: histogram, examples of each tenth, what was dropped and why. Two passes over the scores; holds counts and examples."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -193,7 +193,7 @@ class _Shown:
 def _cards(scores: Scores, wanted: Iterable[int], shown: _Shown) -> dict[int, dict[str, Any]]:
     """The cards of some rows."""
     columns = [name for name in ("image", "caption", "status", "error", "cos") if name in scores.columns]
-    rows: Sequence[int] = np.array(sorted(wanted), dtype=np.int64)
+    rows = np.array(sorted(wanted), dtype=np.int64)
     cards = {}
     for start, batch in scores.batches(*columns):
         here = rows[(rows >= start) & (rows < start + batch.num_rows)]

@@ -16,6 +16,7 @@ import torch
 from vlm.data.benchmarks.base import Picture
 from vlm.data.benchmarks.captioned import Captioned, open_captioned
 from vlm.data.feature_cache import FeatureCache
+from vlm.data.feature_cache.manifest import KIND
 from vlm.data.manifest import MANIFEST
 from vlm.data.own_files import PICTURE_SUFFIXES, TEXT_SUFFIX
 from vlm.errors import ConfigError, DataFormatError
@@ -49,6 +50,14 @@ def _bare_pictures(folder: Path) -> list[Picture]:
             return []
         found += [Path(place) / name for name in sorted(names) if Path(name).suffix.lower() in PICTURE_SUFFIXES]
     return [Picture(path.relative_to(folder).as_posix(), path) for path in found]
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether a folder holds cached vectors, and not data."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("kind") == KIND
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def names_of(cache: Path) -> Path:
