@@ -34,7 +34,7 @@ class Arguments:
     out: Path = OUT
     """Where the kept pairs go: a .jsonl or .csv file for `vlm preprocess` and training. The page about them is beside it, as .html."""
     image_root: Path | None = None
-    """Folder below which relative names of pictures lie; None: that of the first file of scores."""
+    """Folder below which relative names of pictures lie; None: as the scores say, or the folder of the first file."""
     overwrite: bool = False
     """Replace files of an earlier choice."""
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     check_suffix(out)
     _refuse_earlier((out, page), overwrite=arguments.overwrite)
     scores = open_scores(arguments.scores)
-    root = scores.files[0].parent if arguments.image_root is None else arguments.image_root
+    root = arguments.image_root or scores.image_root
     out.parent.mkdir(parents=True, exist_ok=True)
     selection = select(scores, rules, scratch=out.parent, image_root=root)
     written = write_subset(scores, selection, out, image_root=root, also=(rules.balance,) if rules.balance else ())

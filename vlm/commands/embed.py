@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     """Encode what is not there yet, and print where the vectors are."""
     arguments = parse(Arguments, argv, prog="vlm embed", description="Write the vectors of a dataset into the cache that training and search read.")
     from vlm.distributed.launch import launch
-    from vlm.score.gallery import open_gallery, write_names
+    from vlm.score.gallery import items_of, open_gallery, write_names
 
     world = launch(arguments.device)
     objective = encoders_of(arguments, world)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     written: dict[str, FeatureCache] = {}
     if arguments.sides != "text":
         written["pictures"] = objective.image_vectors(data.pictures)
-        write_names(written["pictures"], data.pictures)
+        write_names(written["pictures"], items_of(data))
     if arguments.sides != "image" and data.captions:
         written["captions"] = objective.text_vectors(data.captions)
         if objective.config.stage.distill.teacher:

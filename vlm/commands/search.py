@@ -11,8 +11,8 @@ from vlm.conf.cli import Positional, Repeated, parse
 from vlm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from vlm.data.benchmarks.base import Picture
     from vlm.data.feature_cache import FeatureCache
+    from vlm.score.gallery import Item
     from vlm.score.search import Nearest
     from vlm.score.search_page import Query
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
 
     config_of(arguments)  # a wrong name is an error before anything is loaded
     asked = [load_image(path) for path in arguments.image]
-    cache, pictures = _gallery(arguments)
+    cache, items = _gallery(arguments)
     model = open_dual(arguments.model, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root)
     _refuse_other_encoder(cache, model, arguments.model)
     queries = [*(Query(text=text) for text in arguments.text), *(Query(image=path) for path in arguments.image)]
@@ -67,23 +67,24 @@ def main(argv: Sequence[str]) -> None:
     head: Any = {} if model.heads is None else {"head": model.heads.image_head}
     progress = partial(counting, what="searching")
     found = nearest(cache, torch.cat(vectors), arguments.num_nearest, device=model.device, progress=progress, **head)
-    _print(queries, found, pictures)
-    print(_write(arguments, queries, found, pictures))
+    _print(queries, found, items)
+    print(_write(arguments, queries, found, items))
 
 
-def _gallery(arguments: Arguments) -> "tuple[FeatureCache, Sequence[Picture]]":
+def _gallery(arguments: Arguments) -> "tuple[FeatureCache, Sequence[Item]]":
     """The vectors that are searched, and the pictures that they are of."""
     from vlm.data.feature_cache import FeatureCache
     from vlm.distributed.launch import launch
-    from vlm.score.gallery import is_cache, open_gallery, read_names, write_names
+    from vlm.score.gallery import is_cache, items_of, open_gallery, read_names, write_names
 
     if is_cache(Path(arguments.data)):
         cache = FeatureCache(Path(arguments.data))
         return cache, read_names(cache)
     data = open_gallery(arguments.data, data_root=arguments.data_root, split=arguments.split)
     cache = encoders_of(arguments, launch(arguments.device)).image_vectors(data.pictures)
-    write_names(cache, data.pictures)
-    return cache, data.pictures
+    items = items_of(data)
+    write_names(cache, items)
+    return cache, items
 
 
 def _refuse_other_encoder(cache: "FeatureCache", model: Any, name: str) -> None:
@@ -97,20 +98,21 @@ def _refuse_other_encoder(cache: "FeatureCache", model: Any, name: str) -> None:
         )
 
 
-def _print(queries: "Sequence[Query]", found: "Nearest", pictures: "Sequence[Picture]") -> None:
+def _print(queries: "Sequence[Query]", found: "Nearest", items: "Sequence[Item]") -> None:
     from vlm.commands.terminal import console
     from vlm.evaluate.report import Table
 
-    for query, items, cosines in zip(queries, found.items.tolist(), found.cosines.tolist(), strict=True):
-        rows = [[pictures[item].id, f"{cosine:.4f}", str(pictures[item].source)] for item, cosine in zip(items, cosines, strict=True)]
-        console().print(Table(str(query), ("picture", "cosine", "file"), rows).for_terminal())
+    for query, numbers, cosines in zip(queries, found.items.tolist(), found.cosines.tolist(), strict=True):
+        hits = [(items[number], cosine) for number, cosine in zip(numbers, cosines, strict=True)]
+        rows = [[f"{cosine:.4f}", item.caption, str(item.file)] for item, cosine in hits]
+        console().print(Table(str(query), ("cosine", "caption", "file"), rows).for_terminal())
 
 
-def _write(arguments: Arguments, queries: "Sequence[Query]", found: "Nearest", pictures: "Sequence[Picture]") -> Path:
+def _write(arguments: Arguments, queries: "Sequence[Query]", found: "Nearest", items: "Sequence[Item]") -> Path:
     from vlm.evaluate.pages import filled, write_whole
     from vlm.evaluate.run_report import small_picture
     from vlm.score.search_page import TEMPLATE, search_values
 
     facts = (f"pictures: {arguments.data}", f"model: {arguments.model}")
-    values = search_values(queries, found, pictures, facts=facts, shrink=small_picture)
+    values = search_values(queries, found, items, facts=facts, shrink=small_picture)
     return write_whole(arguments.out, filled(TEMPLATE, values), remedy="Name another file with --out.")

@@ -1,6 +1,6 @@
 """The pictures that are searched, and which picture each vector of a feature cache is of. Loads no model.
 
-    <cache>.pictures.jsonl    beside the cache's folder: id and file of each picture, in the order of the vectors; written by `vlm embed` and `vlm search`
+    <cache>.pictures.jsonl    beside the cache's folder: id, file and first caption of each picture, in the order of the vectors; written by `vlm embed` and `vlm search`
 
 Training names its caches by what they hold and needs no names of pictures; whoever opens a cache by itself does.
 """
@@ -8,8 +8,8 @@ Training names its caches by what they hold and needs no names of pictures; whoe
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,6 +20,21 @@ from vlm.data.feature_cache.manifest import KIND
 from vlm.data.manifest import MANIFEST
 from vlm.data.own_files import PICTURE_SUFFIXES, TEXT_SUFFIX
 from vlm.errors import ConfigError, DataFormatError
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a search can find.
+
+    Attributes:
+        id: The picture's name in its dataset.
+        file: Its file.
+        caption: Its first caption; empty if it has none.
+    """
+
+    id: str
+    file: Path
+    caption: str = ""
 
 
 def open_gallery(spec: str, *, data_root: Path, split: str = "") -> Captioned:
@@ -65,7 +80,15 @@ def names_of(cache: Path) -> Path:
     return cache.with_name(f"{cache.name}.pictures.jsonl")
 
 
-def write_names(cache: FeatureCache, pictures: Sequence[Picture]) -> Path:
+def items_of(data: Captioned) -> list[Item]:
+    """The pictures of some data, each with its first caption."""
+    captions: dict[int, str] = {}
+    for owner, caption in zip(data.owners.tolist(), data.captions, strict=True):
+        captions.setdefault(owner, caption)
+    return [Item(picture.id, Path(str(picture.source)), captions.get(number, "")) for number, picture in enumerate(data.pictures)]
+
+
+def write_names(cache: FeatureCache, items: Sequence[Item]) -> Path:
     """Write which picture each vector is of; under a temporary name first.
 
     Raises:
@@ -75,7 +98,8 @@ def write_names(cache: FeatureCache, pictures: Sequence[Picture]) -> Path:
     building = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # several ranks may write the same
     try:
         with building.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps({"id": picture.id, "file": str(Path(str(picture.source)).resolve())}) + "\n" for picture in pictures)
+            for item in items:
+                file.write(json.dumps({"id": item.id, "file": str(item.file.resolve()), "caption": item.caption}) + "\n")
         building.replace(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}. Free space there or make it writable.") from error
@@ -84,7 +108,7 @@ def write_names(cache: FeatureCache, pictures: Sequence[Picture]) -> Path:
     return path
 
 
-def read_names(cache: FeatureCache) -> list[Picture]:
+def read_names(cache: FeatureCache) -> list[Item]:
     """Which picture each vector is of.
 
     Raises:
@@ -93,7 +117,8 @@ def read_names(cache: FeatureCache) -> list[Picture]:
     path = names_of(cache.folder)
     try:
         with path.open(encoding="utf-8") as file:
-            pictures = [_picture(json.loads(line)) for line in file]
+            rows = [json.loads(line) for line in file]
+        items = [Item(row["id"], Path(row["file"]), row["caption"]) for row in rows]
     except FileNotFoundError:
         raise DataFormatError(
             f"{path} is missing: it says which picture each vector in {cache.folder} is of. Run `vlm embed DATA --model M` with the data and the model of "
@@ -101,10 +126,6 @@ def read_names(cache: FeatureCache) -> list[Picture]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataFormatError(f"{path} is damaged ({error!r}). Run `vlm embed` with the data and the model of these vectors again.") from None
-    if len(pictures) != len(cache):
-        raise DataFormatError(f"{path} names {len(pictures):,} pictures, and {cache.folder} holds {len(cache):,} vectors. Run `vlm embed` again.")
-    return pictures
-
-
-def _picture(row: Any) -> Picture:
-    return Picture(row["id"], Path(row["file"]))
+    if len(items) != len(cache):
+        raise DataFormatError(f"{path} names {len(items):,} pictures, and {cache.folder} holds {len(cache):,} vectors. Run `vlm embed` again.")
+    return items

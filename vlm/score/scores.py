@@ -3,14 +3,15 @@
 Rows count from 0 over all files, in the order in which the files are given.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlm.errors import DataFormatError
-from vlm.score.schema import pyarrow
+from vlm.score.schema import METADATA, pyarrow
 
 NEEDED = ("image", "caption", "status", "cos")
 ROWS_AT_ONCE = 65_536
@@ -25,11 +26,28 @@ class Scores:
         files: The files, in order.
         sizes: Rows of each.
         columns: What every file has.
+        roots: Folders below which the relative names of their pictures lie, as the files say; empty where one does not.
     """
 
     files: tuple[Path, ...]
     sizes: tuple[int, ...]
     columns: tuple[str, ...]
+    roots: tuple[str, ...]
+
+    @property
+    def image_root(self) -> Path:
+        """Folder below which relative names of pictures lie; that of the first file, where none is stated.
+
+        Raises:
+            DataFormatError: If the files state several.
+        """
+        stated = list(dict.fromkeys(self.roots))
+        if len(stated) > 1:
+            raise DataFormatError(
+                f"The pictures lie below {stated[0] or 'no stated folder'} and {stated[1] or 'no stated folder'}: curate files of one at a time, or say "
+                "--image-root."
+            )
+        return Path(stated[0]) if stated[0] else self.files[0].parent
 
     @cached_property
     def num_rows(self) -> int:
@@ -83,7 +101,8 @@ def open_scores(names: Sequence[str]) -> Scores:
     if twice:
         raise DataFormatError(f"{twice[0]} is named twice. Name each file of scores once.")
     heads = [_head(file) for file in files]
-    scores = Scores(tuple(files), tuple(rows for rows, _ in heads), tuple(name for name in heads[0][1] if all(name in names for _, names in heads)))
+    shared = tuple(name for name in heads[0].columns if all(name in head.columns for head in heads))
+    scores = Scores(tuple(files), tuple(head.rows for head in heads), shared, tuple(head.root for head in heads))
     if not scores.num_rows:
         raise DataFormatError(f"{files[0]} has no row. Score some pairs first.")
     return scores
@@ -98,18 +117,26 @@ def _matches(name: str) -> list[Path]:
     return found
 
 
-def _head(path: Path) -> tuple[int, list[str]]:
-    """Number of rows and names of columns."""
+class _Head(NamedTuple):
+    """What a file says of itself."""
+
+    rows: int
+    columns: list[str]
+    root: str
+
+
+def _head(path: Path) -> _Head:
     try:
         with pyarrow().parquet.ParquetFile(path) as table:
-            rows, columns = table.metadata.num_rows, list(table.schema_arrow.names)
+            head = table.schema_arrow
+            rows, columns, facts = table.metadata.num_rows, list(head.names), json.loads((head.metadata or {}).get(METADATA, b"{}"))
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     missing = [name for name in NEEDED if name not in columns]
     if missing:
         listed = ", ".join(columns[:NAMED]) + (", ..." if len(columns) > NAMED else "")
         raise DataFormatError(f"{path} has no column {missing[0]!r}; it has {listed}. Give a file that `vlm score` wrote.")
-    return rows, columns
+    return _Head(rows, columns, facts.get("image_root") or "")
 
 
 def _unreadable(path: Path, error: Exception) -> DataFormatError:

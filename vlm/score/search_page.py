@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm.data.benchmarks.base import Picture
 from vlm.data.image import load_image
 from vlm.errors import DataFormatError
+from vlm.score.gallery import Item
 from vlm.score.search import Nearest
 
 TEMPLATE = Path(__file__).with_name("search.html.j2")
@@ -32,7 +32,7 @@ class Query:
         return self.text if self.image is None else str(self.image)
 
 
-def search_values(queries: Sequence[Query], found: Nearest, pictures: Sequence[Picture], *, facts: Sequence[str], shrink: Shrink) -> dict[str, Any]:
+def search_values(queries: Sequence[Query], found: Nearest, items: Sequence[Item], *, facts: Sequence[str], shrink: Shrink) -> dict[str, Any]:
     """The values of `search.html.j2`; a picture that cannot be opened any more is a sentence."""
     results = []
     for row, query in enumerate(queries):
@@ -42,14 +42,10 @@ def search_values(queries: Sequence[Query], found: Nearest, pictures: Sequence[P
                 "text": query.text,
                 "image": None if query.image is None else _shown(query.image, shrink),
                 "name": "" if query.image is None else query.image.name,
-                "hits": [{"id": pictures[item].id, "cosine": cosine, "picture": _shown(_file(pictures[item]), shrink)} for item, cosine in hits],
+                "hits": [{"item": items[number], "cosine": cosine, "picture": _shown(items[number].file, shrink)} for number, cosine in hits],
             }
         )
-    return {"title": f"Nearest of {len(pictures):,} pictures", "facts": list(facts), "results": results}
-
-
-def _file(picture: Picture) -> Path:
-    return Path(str(picture.source))
+    return {"title": f"Nearest of {len(items):,} pictures", "facts": list(facts), "results": results}
 
 
 def _shown(path: Path, shrink: Shrink) -> dict[str, Any]:
