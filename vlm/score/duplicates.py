@@ -1,6 +1,6 @@
 """Which of equal rows are dropped: a 64-bit hash of each, in files on disk by a part of the hash, sorted one file at a time. Knows no column's meaning.
 
-A row takes 20 bytes on disk while this runs. Memory does not grow with the rows: a file holds 4 million of them, and takes some 250 MB while it is sorted.
+A row takes 20 bytes on disk while this runs. Memory does not grow with the rows: a file holds 4 million of them, and takes some 350 MB while it is sorted.
 Of 100 million different rows two have the same hash with a chance of 1 in 3,700.
 """
 
