@@ -7,16 +7,16 @@ from typing import Any
 from vlm.errors import ConfigError
 
 
-def filled(template: str, values: Mapping[str, Any]) -> str:
+def filled(template: str | Path, values: Mapping[str, Any]) -> str:
     """The page of a template; a value that it names and does not get is an error.
 
     Args:
-        template: File name of the template.
+        template: File name of a template beside this file, or the path of one from elsewhere.
         values: What it shows.
     """
     import jinja2
 
-    text = Path(__file__).with_name(template).read_text(encoding="utf-8")
+    text = (Path(__file__).parent / template).read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(text).render(values)
 

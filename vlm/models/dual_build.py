@@ -20,6 +20,7 @@ from vlm.models.contrastive import CONTRASTS, Distillation, LogitScale
 from vlm.models.dual_encoder import AlignmentHeads, DualEncoder, Goal
 from vlm.types import World
 
+OPEN_CLIP = "open-clip:"  # begins the names of pairs whose halves have the same name
 SIDES: dict[str, tuple[Any, Any]] = {"image": (IMAGE, build_image), "text": (TEXT, build_text)}
 
 
@@ -122,6 +123,10 @@ class PublishedPair:
     image: ImageSpec
     text: TextSpec
 
+    def encoder(self, side: str) -> str:
+        """The registry's name of its image or text half."""
+        return self.name if self.name.startswith(OPEN_CLIP) else f"{self.name}-{side}"
+
 
 def pair_names() -> list[str]:
     """Names of the published pairs."""
@@ -134,7 +139,7 @@ def find_pair(name: str) -> PublishedPair:
     Raises:
         UnknownNameError: If there is none.
     """
-    if name.startswith("open-clip:"):
+    if name.startswith(OPEN_CLIP):
         return PublishedPair(name, IMAGE[name], TEXT[name])
     names = pair_names()
     if name not in names:

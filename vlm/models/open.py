@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from vlm.conf.contrastive import DualEncoderConfig, HeadConfig
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.distributed.launch import choose_device, choose_precision
 from vlm.errors import CheckpointError, UnknownNameError, VLMError
@@ -47,6 +48,22 @@ def open_dual(name: str | Path, *, device: str = "auto", precision: str = "auto"
     if not isinstance(model, DualEncoder):
         raise CheckpointError(f"{name} is a model that answers, not a dual encoder. Name one, or a published pair such as clip-b32-224.")
     return model
+
+
+def dual_config(name: str | Path, *, run_root: Path = Path("runs")) -> DualEncoderConfig:
+    """Which encoders and heads a dual encoder is made of, by its name; no weights are loaded. The arguments are those of `open_model`.
+
+    Raises:
+        ConfigError: If no or more than one run answers to the name.
+        CheckpointError: If the name is of a model that answers.
+    """
+    found = _found(name, run_root)
+    if isinstance(found, PublishedPair):
+        return DualEncoderConfig(image=found.encoder("image"), text=found.encoder("text"), text_head=HeadConfig())
+    config = checkpoint.read_manifest(found).config
+    if not isinstance(config, DualEncoderConfig):
+        raise CheckpointError(f"{name} is a model that answers, not a dual encoder. Name one, or a published pair such as clip-b32-224.")
+    return config
 
 
 def _found(name: str | Path, run_root: Path) -> Path | PublishedPair:

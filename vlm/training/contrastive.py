@@ -152,7 +152,7 @@ class Contrastive:
         return Vectors(root, self.world, getattr(torch, config.stage.cache_dtype), config.stage.encode_batch_size)
 
     def _of(self, data: Captioned) -> PairVectors:
-        return PairVectors(data, self._images(data.pictures), self._texts(data.captions))
+        return PairVectors(data, self.image_vectors(data.pictures), self.text_vectors(data.captions))
 
     @cached_property
     def train_vectors(self) -> PairVectors:
@@ -164,15 +164,18 @@ class Contrastive:
         """Vectors of the validation data."""
         return self._of(self.held_out)
 
-    def _images(self, pictures: Sequence[Picture]) -> FeatureCache:
+    def image_vectors(self, pictures: Sequence[Picture]) -> FeatureCache:
+        """Vectors of pictures by the image encoder, which is loaded only if they are not there yet."""
         encoder = self._encoder("image", self.config.model.image, self.config.model.image_source)
         return self._vectors.of_pictures(encoder, pictures)
 
-    def _texts(self, texts: Sequence[str]) -> FeatureCache:
+    def text_vectors(self, texts: Sequence[str]) -> FeatureCache:
+        """Vectors of texts by the text encoder, which is loaded only if they are not there yet."""
         encoder = self._encoder("text", self.config.model.text, self.config.model.text_source)
         return self._vectors.of_texts(encoder, texts, instruction=self.config.model.instruction)
 
-    def _teacher(self, texts: Sequence[str]) -> FeatureCache:
+    def teacher_vectors(self, texts: Sequence[str]) -> FeatureCache:
+        """Vectors of texts by the teacher, which is loaded only if they are not there yet."""
         distill = self.config.stage.distill
         return self._vectors.of_texts(self._encoder("text", distill.teacher, distill.teacher_source), texts)
 
@@ -210,7 +213,7 @@ class Contrastive:
         captions = np.arange(len(vectors.data.captions))
         order = PairOrder(Captions.of(vectors.data.owners.numpy(), captions), stage.global_batch_size, self.config.seed)
         num_steps = stage.max_steps or count_batches(order, stage.epochs)
-        teacher = self._teacher(vectors.data.captions) if stage.distill.teacher and stage.distill.weight else None
+        teacher = self.teacher_vectors(vectors.data.captions) if stage.distill.teacher and stage.distill.weight else None
         free = self._free()
         caches = [vectors.image, vectors.text, *([] if teacher is None else [teacher])]
         parts = [order.digest(), *(cache.manifest.key_sha256 for cache in caches), "" if free is None else free.order.digest()]
@@ -235,7 +238,7 @@ class Contrastive:
             return None
         batch = min(stage.distill.texts_batch_size or stage.global_batch_size, len(self.free_texts) // self.world.size * self.world.size)
         order = TextOrder(len(self.free_texts), batch, self.config.seed)
-        return FreeTexts(self._texts(self.free_texts), self._teacher(self.free_texts), order)
+        return FreeTexts(self.text_vectors(self.free_texts), self.teacher_vectors(self.free_texts), order)
 
     def prepare(self, model: AlignmentHeads) -> None:
         """Nothing: heads start at random."""
