@@ -58,6 +58,18 @@ def test_a_finished_table_is_left_alone(tmp_path):
     assert (outcome.rows, outcome.statuses, (tmp_path / "scores.parquet").stat().st_mtime_ns) == (0, {"ok": 10}, before)
 
 
+@pytest.mark.parametrize("out", ["scores.parquet", "scores"])
+def test_what_killed_processes_left_is_taken_away_in_the_end(tmp_path, out):
+    settings = job(some_pairs(tmp_path), tmp_path / out, part_rows=5)
+    parts = open_job(settings).parts
+    for _ in range(2):  # while parts are missing, and beside a finished table
+        parts.folder.mkdir(exist_ok=True)
+        (parts.folder / "part-000000.parquet.host.1.tmp").write_bytes(b"half a part")
+        assert scored(settings).statuses == {"ok": 10}
+        assert not list(tmp_path.rglob("*.tmp"))
+    assert parts.folder.exists() == (out == "scores")
+
+
 def test_shards_share_the_parts_and_the_last_one_joins_them(tmp_path):
     settings = job(some_pairs(tmp_path, rows=11), tmp_path / "scores.parquet", part_rows=2)
     first = scored(settings, Share(1, 2))

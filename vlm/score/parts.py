@@ -133,9 +133,15 @@ class Parts:
         with FileLock(self.folder / LOCK):
             if not self.complete():
                 (self._join if self.joined else self._list)(num_parts)
+        self.clean()
+        return self.found()
+
+    def clean(self) -> None:
+        """Take away what killed processes left beside a finished table: temporary files, and the parts of a file that is joined."""
         if self.joined:
             shutil.rmtree(self.folder, ignore_errors=True)
-        return self.found()
+        for path in self.folder.glob("part-*.tmp"):
+            path.unlink(missing_ok=True)
 
     def found(self) -> Counter[str]:
         """How often each status is in the finished table."""
@@ -164,7 +170,7 @@ class Parts:
 
     def _join(self, num_parts: int) -> None:
         pa, statuses = pyarrow(), self.statuses(num_parts)
-        building = self.out.with_name(f"{self.out.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+        building = self.folder / f"joined.{socket.gethostname()}.{os.getpid()}.tmp"
         described = schema(self.carry).with_metadata(self._metadata(statuses))
         with pa.parquet.ParquetWriter(building, described, compression="zstd") as writer:
             for table in _grouped(pa.parquet.read_table(self.path(index)) for index in range(num_parts)):

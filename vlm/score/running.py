@@ -79,6 +79,7 @@ def score_parts(opened: Opened, share: Share = Share(), world: World | None = No
     """
     world, parts, scorer = world or World.single(), opened.parts, opened.scorer
     if parts.complete():
+        parts.clean()
         return Outcome(0, [], parts.found())
     begin, num_parts = time.perf_counter(), 0
     each = opened.table.parts(opened.job.part_rows, lambda index: share.holds(index) and not parts.has(index))

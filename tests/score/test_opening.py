@@ -1,0 +1,50 @@
+"""A job opened: models by the hub's names, and pictures of URLs scored as those of files."""
+
+import pytest
+from archive_server import ArchiveServer, running_server  # noqa: F401  the fixture archive_server
+from tiny_scores import job, json_lines, pictures, rows_of, scored
+
+from vlm.errors import CheckpointError, VLMError
+from vlm.score.opening import open_job, pair_of_source
+
+
+def test_the_hub_id_of_a_published_pair_is_its_name():
+    assert pair_of_source("openai/clip-vit-base-patch32") == "clip-b32-224"
+    assert pair_of_source("runs/mine") == "runs/mine"
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path):
+    pairs = json_lines(tmp_path / "pairs.jsonl", [{"image": "a.png", "caption": "c"}])
+    with pytest.raises(VLMError, match="no-such-model"):
+        open_job(job(pairs, tmp_path / "s.parquet", model="no-such-model"))
+
+
+def test_weights_that_cannot_be_found_are_named(tmp_path):
+    pairs = json_lines(tmp_path / "pairs.jsonl", [{"image": "a.png", "caption": "c"}])
+    with pytest.raises(CheckpointError, match="nowhere"):
+        open_job(job(pairs, tmp_path / "s.parquet", model="clip-b32-224", image_source=str(tmp_path / "nowhere")))
+
+
+def test_pictures_of_urls_are_scored_as_those_of_files(tmp_path, archive_server: ArchiveServer):
+    names = pictures(tmp_path, 3)
+    urls = [archive_server.serve(name, (tmp_path / name).read_bytes()) for name in names]
+    local = json_lines(tmp_path / "local.jsonl", [{"image": name, "caption": f"Picture {name}."} for name in names * 2])
+    web = json_lines(tmp_path / "web.jsonl", [{"image": url, "caption": f"Picture {name}."} for url, name in zip(urls * 2, names * 2, strict=True)])
+    scored(job(local, tmp_path / "local.parquet"))
+    settings = {"images": "url", "allow_private": True, "cache": tmp_path / "kept", "part_rows": 2}
+    scored(job(web, tmp_path / "web.parquet", **settings))
+    assert len(archive_server.requests) == 3
+    found, expected = rows_of(tmp_path / "web.parquet"), rows_of(tmp_path / "local.parquet")
+    assert [row["status"] for row in found] == ["ok"] * 6
+    assert [row["cos"] for row in found] == pytest.approx([row["cos"] for row in expected], abs=1e-5)
+    scored(job(web, tmp_path / "again.parquet", **settings))
+    assert len(archive_server.requests) == 3
+
+
+def test_hosts_that_are_not_allowed_are_a_status(tmp_path, archive_server: ArchiveServer):
+    url = archive_server.serve("a.png", b"")
+    pairs = json_lines(tmp_path / "web.jsonl", [{"image": url, "caption": "c"}])
+    scored(job(pairs, tmp_path / "s.parquet", images="url", allow_private=True, allow_host=("a.org",)))
+    (row,) = rows_of(tmp_path / "s.parquet")
+    assert (row["status"], archive_server.requests) == ("fetch_error", [])
+    assert "not an allowed host" in row["error"]
