@@ -66,7 +66,7 @@ def test_script_under_torchrun_makes_one_run_folder_with_one_line_a_step(tiny, t
     assert [line["step"] for line in metrics(run_dir) if "loss" in line] == [1, 2, 3, 4]
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step-000004"]
     assert done.stdout.splitlines()[0] == str(Path("runs") / run_dir.name)
-    assert all(0 < line["communication_share"] < 1 for line in metrics(run_dir) if "loss" in line)
+    assert all(0 < line["communication_share"] <= 1 for line in metrics(run_dir) if "loss" in line)
     assert done.stderr.count("fp32 on cpu x 2") == 1
     assert "Warning" not in done.stderr
     reference = vlm.train(tiny("align", run_root=tmp_path / "alone", tracking=TrackingConfig(), num_workers=0))

@@ -91,7 +91,8 @@ class Meter:
             seconds: How long the step took.
         """
         self._read_events()
-        shares = {f"{name}_share": self._seconds[name] / seconds for name in (OPTIMIZER, COMMUNICATION)}
+        # at most 1: what was measured may be of an earlier step, which may have taken longer
+        shares = {f"{name}_share": min(self._seconds[name] / seconds, 1.0) for name in (OPTIMIZER, COMMUNICATION)}
         works, self._works, self._seconds = self._works, [], defaultdict(float)
         return shares if self._flops is None or not works else shares | self._roofline(self._flops.spent(works), seconds)
 
