@@ -13,7 +13,7 @@ DEV := .venv/.installed-dev
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
-demo: $(DEMO) ## train a small vision-language model on real pictures and look at its report (about 8 minutes)
+demo: $(DEMO) ## train a small vision-language model on real pictures and look at its report (3 to 10 minutes)
 	$(BIN)/vlm demo $(ARGS)
 
 test: $(DEV) ## the tests without the slow ones (at most 8 minutes on 2 cores)
