@@ -3,9 +3,13 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
-from vlm.errors import ConfigError, DataFormatError
+from vlm import pages
+from vlm.errors import DataFormatError
+
+write_whole = partial(pages.write_whole, remedy="Name another folder with --out.")
 
 
 def read_lines(path: Path, *, what: str) -> list[str]:
@@ -43,19 +47,3 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)
     return out.getvalue()
-
-
-def write_whole(path: Path, content: str | bytes) -> Path:
-    """Write a file under a temporary name and rename it; its folder is made if it is missing.
-
-    Raises:
-        ConfigError: If it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        building = path.with_name(path.name + ".tmp")
-        building.write_bytes(content.encode() if isinstance(content, str) else content)
-        building.replace(path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}. Name another folder with --out.") from error
-    return path

@@ -19,6 +19,7 @@ from vlm.color.metrics import WORDS, Scores, aligned, normalized_scores, raw_sco
 from vlm.color.plots import ranks
 from vlm.color.prompts import ABSTRACT, NAMES_STYLE, OBJECTS
 from vlm.color.study import NameCheck, check_names, severe_underestimates
+from vlm.pages import filled
 
 LINES = ("#3b82c4", "#e07b39", "#3fa06f", "#c2528b", "#8b6fd0", "#a88a2c", "#3aa5b0", "#c9504c")  # read on white and on dark gray
 STRONG = 0.5  # correlations from here on are highlighted, as in the study
@@ -140,15 +141,7 @@ def render(
         "number": number,
         "strong": STRONG,
     }
-    return _filled(values)
-
-
-def _filled(values: Mapping[str, Any]) -> str:
-    import jinja2
-
-    text = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(text).render(values)
+    return filled(Path(__file__).with_name("report.html.j2"), values)
 
 
 def _right(rows: Sequence[NameCheck]) -> str:

@@ -46,8 +46,8 @@ def main(argv: Sequence[str]) -> None:
     )
     if not arguments.scores:
         raise ConfigError("Say which scores: `vlm curate scores.parquet --keep-top 0.3`.")
-    from vlm.evaluate.pages import filled, write_whole
     from vlm.evaluate.run_report import small_picture
+    from vlm.pages import filled, write_whole
     from vlm.score.curation_page import TEMPLATE, curation_values
     from vlm.score.scores import open_scores
     from vlm.score.selection import Rules, select

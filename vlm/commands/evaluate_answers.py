@@ -197,8 +197,8 @@ def write_predictions(
     import json
 
     from vlm.evaluate.answering import prediction_rows, submission_rows
-    from vlm.evaluate.pages import write_whole
     from vlm.evaluate.predictions import REMEDY
+    from vlm.pages import write_whole
 
     for result in evaluation.results:
         written = [folders[result.model].finish(prediction_rows(evaluation, made[result.model], result))]

@@ -88,7 +88,8 @@ def main(argv: Sequence[str]) -> None:
 
 def dual(arguments: DualArguments) -> None:
     """Export a dual encoder; print how equal it is, and the folder last."""
-    from vlm.export.dual import export_dual, refuse_existing
+    from vlm.export.dual import export_dual
+    from vlm.export.folder import refuse_existing
     from vlm.models.open import open_dual
 
     refuse_existing(arguments.out)

@@ -109,8 +109,8 @@ def _print(queries: "Sequence[Query]", found: "Nearest", items: "Sequence[Item]"
 
 
 def _write(arguments: Arguments, queries: "Sequence[Query]", found: "Nearest", items: "Sequence[Item]") -> Path:
-    from vlm.evaluate.pages import filled, write_whole
     from vlm.evaluate.run_report import small_picture
+    from vlm.pages import filled, write_whole
     from vlm.score.search_page import TEMPLATE, search_values
 
     facts = (f"pictures: {arguments.data}", f"model: {arguments.model}")

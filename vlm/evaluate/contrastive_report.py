@@ -23,11 +23,11 @@ from vlm.evaluate.bootstrap import Score
 from vlm.evaluate.curves import COLORS, FAINT, INK
 from vlm.evaluate.embedder import Unreadable
 from vlm.evaluate.neighbors import Query, of_retrieval, of_zero_shot
-from vlm.evaluate.pages import filled, write_whole
 from vlm.evaluate.report import Table
 from vlm.evaluate.retrieval import Retrieval
 from vlm.evaluate.run_report import small_picture
 from vlm.evaluate.zero_shot import ZeroShot, ZeroShotResult, average_precisions
+from vlm.pages import filled, write_whole
 
 WORDS = {
     "acc1": "top-1",
@@ -163,7 +163,7 @@ def render(measured: ZeroShot | Retrieval, *, notes: Sequence[str] = ()) -> str:
         "num_unreadable": len(measured.unreadable),
     }
     own = _zero_shot_page(measured) if isinstance(measured, ZeroShot) else _retrieval_page(measured)
-    return filled("contrastive_report.html.j2", own | shared)
+    return filled(Path(__file__).with_name("contrastive_report.html.j2"), own | shared)
 
 
 def _unreadable_note(unreadable: Sequence[Unreadable], num_pictures: int) -> list[str]:

@@ -19,9 +19,9 @@ from vlm.errors import DataFormatError
 from vlm.evaluate.answering import Evaluation, ModelResult
 from vlm.evaluate.asking import Wording
 from vlm.evaluate.bootstrap import Score
-from vlm.evaluate.pages import filled, write_whole
 from vlm.evaluate.report import Table
 from vlm.evaluate.run_report import small_picture
+from vlm.pages import filled, write_whole
 
 WORDS = {
     "bleu4": "BLEU-4",
@@ -154,7 +154,7 @@ def write_page(
         ConfigError: If a file cannot be written.
     """
     content = json.dumps(details(evaluation, settings, notes=notes), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    page = filled("generative_report.html.j2", _page(evaluation, wording, settings, notes, seed))
+    page = filled(Path(__file__).with_name("generative_report.html.j2"), _page(evaluation, wording, settings, notes, seed))
     return [write_whole(folder / "details.json", content, remedy=REMEDY), write_whole(folder / "report.html", page, remedy=REMEDY)]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.errors import ConfigError
-from vlm.evaluate.pages import write_whole
+from vlm.pages import write_whole
 
 SETTINGS, PREDICTIONS = "settings.json", "predictions.jsonl"
 EARLIER = "part-earlier.jsonl"

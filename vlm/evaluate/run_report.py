@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.evaluate.answer_match import exact_match
 from vlm.evaluate.curves import draw_panels
-from vlm.evaluate.pages import filled, write_whole
 from vlm.evaluate.run_record import RunRecord
+from vlm.pages import filled, write_whole
 from vlm.tracking.console import duration
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def write_run_report(runs: Sequence[RunRecord], out: Path) -> None:
         ConfigError: If the file cannot be written.
     """
     named = labels(runs)
-    text = filled("run_report.html.j2", page(named))
+    text = filled(Path(__file__).with_name("run_report.html.j2"), page(named))
     write_whole(out, text, remedy="Name another file with --out.")
 
 

@@ -1,10 +1,10 @@
 """A dual encoder in the format of another library: written, loaded there, compared, and removed again if it is not the same model."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from vlm.errors import CheckpointError, ConfigError
+from vlm.export.folder import new_folder, refuse_existing
 from vlm.export.llm2clip_pair import as_llm2clip
 from vlm.export.open_clip_pair import as_open_clip
 from vlm.export.parity import Parity, compare
@@ -44,32 +44,12 @@ def export_dual(model: DualEncoder, out: Path, *, format: str = AUTO) -> Exporte
     """
     refuse_existing(out)
     chosen, write = _writer(model, format)
-    try:
-        out.mkdir(parents=True)  # not in the block below, which removes the folder: a folder that somebody else has just made is theirs
-    except OSError as error:
-        raise CheckpointError(f"{out} could not be made: {error}. Name another folder.") from error
-    try:
+    with new_folder(out):
         foreign = write(out)
         parity = compare(model, foreign)
         if not parity.is_equal:
             raise CheckpointError(f"The export to {chosen} is not equal to the model, so {out} was removed: {'; '.join(parity.lines())}.")
-    except OSError as error:
-        shutil.rmtree(out, ignore_errors=True)
-        raise CheckpointError(f"{out} could not be written: {error}. Free space, or name another folder.") from error
-    except BaseException:  # an interrupt as well: half a model must not look like one
-        shutil.rmtree(out, ignore_errors=True)
-        raise
     return Exported(chosen, parity, tuple(foreign.notes))
-
-
-def refuse_existing(out: Path) -> None:
-    """Make sure that nothing is overwritten.
-
-    Raises:
-        CheckpointError: If the folder exists.
-    """
-    if out.exists():
-        raise CheckpointError(f"{out} exists; name another folder.")
 
 
 def _writer(model: DualEncoder, format: str) -> tuple[str, Writer]:
