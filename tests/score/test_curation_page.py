@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from score_files import write_scores
 
-from vlm.evaluate.pages import filled
 from vlm.evaluate.run_report import small_picture
+from vlm.pages import filled
 from vlm.score.curation_page import TEMPLATE, curation_values
 from vlm.score.scores import open_scores
 from vlm.score.selection import Rules, select
