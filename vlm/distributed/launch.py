@@ -1,6 +1,7 @@
 """The World of this run, from what torchrun (or `accelerate launch`) put into the environment. Launches nothing itself."""
 
 import atexit
+import gc
 import os
 
 import torch
@@ -76,6 +77,9 @@ def leave() -> None:
     """Close the process group, if one is open."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        # What refers to gloo's groups in cycles, sharded models above all, ends here: with the last of it end their threads. One that drops a tensor while
+        # the interpreter is being finalized aborts the process (seen with CPython 3.11, which unwinds such a thread, and C++ takes that for an error).
+        gc.collect()
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
