@@ -71,8 +71,7 @@ class Pairs:
     def of(cls, image: Float[Tensor, "B J"], text: Float[Tensor, "B J"], image_ids: Int[Tensor, " B"], world: World) -> "Pairs":
         """Bring vectors to unit length in fp32, and gather those of all ranks; all must come here with equally many."""
         image, text = unit(image), unit(text)
-        both = gather_with_gradient(torch.cat([image, text], dim=1), world)
-        all_image, all_text = both.chunk(2, dim=1)
+        all_image, all_text = (gather_with_gradient(side, world) for side in (image, text))  # not as one tensor: frozen vectors need no gradient
         return cls(image, text, all_image, all_text, gather_with_gradient(image_ids, world), first=world.rank * len(image))
 
 

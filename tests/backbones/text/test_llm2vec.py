@@ -255,3 +255,13 @@ def test_a_plain_decoder_sees_no_later_token_and_takes_no_adapters():
     assert differences[0] < 1e-6 < 1e-3 < differences[1]
     with pytest.raises(CheckpointError, match="Name it llm2vec:"):
         TEXT[f"decoder:{GOLDEN}"]
+
+
+def test_instruct_model_without_known_template_is_said_once_when_it_is_built(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    base = shutil.copytree(GOLDEN / "base", tmp_path / "other-instruct")
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps(config | {"_name_or_path": ""}), encoding="utf-8")
+    _, spec = (TEXT[f"llm2vec:{base}"] for _ in range(2))
+    assert not caplog.records
+    build_text(spec, Load(source=base))
+    assert [record.getMessage().split(" as a ")[0] for record in caplog.records] == [f"warning: no prompt template is known for {base}"]

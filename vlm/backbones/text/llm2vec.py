@@ -66,6 +66,8 @@ def llm2vec(spec: TextSpec, load: Load) -> PooledTower:
         model = headless(spec, load)
     else:
         base, adapters = parts_of(load.source, spec.adapters)
+        if reading.template == BARE and "instruct" in base.lower():
+            log.warning("warning: no prompt template is known for %s as a text encoder; texts are read as they are", base)
         model = headless(spec, replace(load, source=base))
         for adapter in adapters:
             model = merged(model, adapter)
@@ -196,8 +198,6 @@ def decoder_spec(source: str) -> TextSpec:
 
 def reading_of(name: str, config: Any) -> Reading:
     """How LLM2Vec reads texts for a base model of this name."""
-    if name not in TEMPLATES and "instruct" in name.lower():
-        log.warning("warning: no prompt template is known for %s as a text encoder; texts are read as they are", name)
     has_rotary = getattr(config, "rope_parameters", None) is not None
     return Reading(
         template=TEMPLATES.get(name, BARE),
