@@ -64,6 +64,17 @@ def test_a_limit_and_a_prompt_of_ones_own_are_said(rows, capsys):
     assert json.loads(first)["prompt"] == "[user] <image>\nWhat color?\nOne word. [assistant]"
 
 
+def test_the_page_shows_the_wordings_that_were_used_and_no_others(rows):
+    wordings = {}
+    for name, others in (("open", {"answer": "red"}), ("choices", {"choices": ["red", "blue"], "answer": "A"})):
+        (rows.parent / f"{name}.jsonl").write_text(json.dumps({"image": "red.png", "question": "Which?"} | others), encoding="utf-8")
+        main("questions", [f"{name}.jsonl", "--model", "color", "--resamples", "2", "--out", name], find=find)
+        settings = json.loads((rows.parent / name / "details.json").read_text(encoding="utf-8"))["settings"]
+        wordings[name] = {key: text for key, text in settings.items() if "prompt" in key}
+    assert wordings["open"] == {"prompt": "{question}"}
+    assert wordings["choices"].keys() == {"prompt"} and "{choices}" in wordings["choices"]["prompt"]
+
+
 def test_a_test_split_gives_no_numbers_and_a_file_to_submit(rows, capsys):
     (rows.parent / "test.json").write_text(
         json.dumps([{"image": "red.png", "question": "Color?"}, {"image": "gone.png", "question": "?"}]), encoding="utf-8"

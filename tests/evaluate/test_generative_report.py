@@ -52,6 +52,14 @@ def test_tables_put_models_side_by_side_and_groups_below(evaluation):
     ]
 
 
+def test_a_table_of_many_groups_says_how_many_it_leaves_out(tmp_path):
+    questions = [question(i, tmp_path / "gone.png", groups={"type": f"t{i:03}"}) for i in range(70)]
+    made = [Prediction(id=f"q{i}", prompt="p", answer="Yes") for i in range(70)]
+    (table,) = group_tables(measure_all(QuestionSet("pope-mine", questions), {"m": made}, MEASURES["pope"], resamples=2))
+    assert [row[0] for row in table.rows[-3:]] == ["t059", "and 10 more, in details.json", "mean of the groups"]
+    assert {len(row) for row in table.rows} == {len(table.columns)}
+
+
 def test_the_page_shows_the_worst_cases_with_their_pictures_the_prompt_and_what_was_not_asked(evaluation, tmp_path):
     assert {evaluation.questions[place].id for place in worst_places(evaluation.results, 3, seed=0, most=2)} == {"q1", "q3"}
     details, page = write_page(tmp_path / "out", evaluation, Wording("{question}"), {"prompt": "{question}", "max_new_tokens": 16}, notes=["A note."])

@@ -10,9 +10,9 @@ from vlm.conf.cli import Positional, Repeated, parse
 from vlm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from vlm.data.questions.base import QuestionSet, QuestionSpec
+    from vlm.data.questions.base import Question, QuestionSet, QuestionSpec
     from vlm.evaluate.answering import Evaluation, Settings
-    from vlm.evaluate.asking import Answerer, Contender
+    from vlm.evaluate.asking import Answerer, Contender, Wording
     from vlm.evaluate.metrics.base import Measure
     from vlm.evaluate.predictions import Prediction, PredictionFolder
     from vlm.types import World
@@ -252,10 +252,18 @@ def finish(folder: Path, evaluation: "Evaluation", settings: "Settings", argumen
     if evaluation.unasked:
         print(f"  first {evaluation.unasked[0].id}: {evaluation.unasked[0].reason}")
     shown: dict[str, Any] = {
-        "prompt": settings.wording.prompt,
-        **({"prompt without options": settings.wording.open_prompt} if settings.wording.open_prompt else {}),
+        **_forms(settings.wording, evaluation.data.questions),
         "method": settings.method,
         **({"max_new_tokens": settings.max_new_tokens, "decoding": "greedy"} if settings.method == "generate" else {}),
         "data": arguments.data,
     }
     print("\n".join(map(str, write_page(folder, evaluation, settings.wording, shown, notes=notes, seed=arguments.seed))), flush=True)
+
+
+def _forms(wording: "Wording", questions: Sequence["Question"]) -> dict[str, str]:
+    """What was asked of questions with options and of those without, as far as there are any."""
+    if not wording.open_prompt:
+        return {"prompt": wording.prompt}
+    forms = {True: ("prompt", wording.prompt), False: ("prompt without options", wording.open_prompt)}
+    used = sorted({bool(question.choices) for question in questions}, reverse=True)
+    return dict(forms[kind] for kind in used) if len(used) > 1 else {"prompt": forms[used[0]][1]}
