@@ -20,7 +20,7 @@ from vlm.evaluate.answering import Evaluation, ModelResult
 from vlm.evaluate.asking import Wording
 from vlm.evaluate.bootstrap import Score
 from vlm.evaluate.report import Table
-from vlm.evaluate.run_report import small_picture
+from vlm.evaluate.run_report import small_picture, without_placeholder
 from vlm.pages import filled, write_whole
 
 WORDS = {
@@ -211,7 +211,7 @@ def case_of(evaluation: Evaluation, place: int, wording: Wording) -> Case:
         for result in evaluation.results
     ]
     choices = [wording.choice.format(letter=letter, choice=choice) for letter, choice in zip(question.letters, question.choices, strict=True)]
-    return Case(question.id, question.text, choices, truth_in_words(question), _pictures(question), said)
+    return Case(question.id, without_placeholder(question.text), choices, truth_in_words(question), _pictures(question), said)
 
 
 def truth_in_words(question: Question) -> str:
