@@ -184,7 +184,7 @@ def rows_of(path: Path, key: str | None = None) -> Iterator[tuple[str, Mapping[s
     numbered = enumerate(_list_under(path, key), start=1) if key else read_json_rows(path)
     for number, value in numbered:
         if isinstance(value, DataFormatError):
-            raise value
+            raise DataFormatError(f"{path}: {value}") from value
         try:
             yield f"{path}, row {number}", fields_of(value)
         except DataFormatError as error:
@@ -216,7 +216,7 @@ def word_of(row: Mapping[str, Any], key: str, where: str) -> str:
         DataFormatError: If it is missing or something else.
     """
     value = value_of(row, key, where)
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     try:
         return text_of(value, repr(key))

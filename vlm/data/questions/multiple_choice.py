@@ -73,7 +73,7 @@ def open_mmmu(source: Source) -> QuestionSet:
     questions = []
     for file, number, value in numbered_rows(path):
         if isinstance(value, DataFormatError):
-            raise value
+            raise DataFormatError(f"{file}: {value}") from value
         root = store if file.suffix == ".parquet" else source.picture_folder(file, ["images"])
         questions.append(_mmmu_question(fields_of(unpack_pictures(value, store)), root, f"{file}, row {number}"))
     return QuestionSet(f"mmmu-{path.resolve().stem}", questions)
