@@ -6,18 +6,6 @@ from collections.abc import Iterable
 MOST_NAMES = 50  # that a message lists; there are more datasets than a line can hold
 
 
-def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
-    """A question that names the known names nearest to this one, with a space before it; empty if none is near.
-
-    Args:
-        name: What was asked for.
-        known: What would have been accepted.
-        cutoff: Least likeness of a name that is near, 0 to 1.
-    """
-    near = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=cutoff)
-    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-
-
 class VLMError(ValueError):
     """Base of every error that a user can cause; a command prints it on one line and exits with code 2."""
 
@@ -34,8 +22,10 @@ class UnknownNameError(VLMError):
             known: Every name that would have been accepted.
         """
         known = sorted(known)
+        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
         listed = "" if not known else f" Known: {', '.join(known)}." if len(known) <= MOST_NAMES else f" {len(known)} are known: see `vlm list`."
-        super().__init__(f"No {kind} named {name!r}.{did_you_mean(name, known)}{listed}")
+        super().__init__(f"No {kind} named {name!r}.{hint}{listed}")
         self.kind, self.name, self.known = kind, name, known
 
 

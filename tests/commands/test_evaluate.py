@@ -104,8 +104,6 @@ def test_settings_that_make_no_sense_are_one_line(folders, rows, capsys):
         main(["retrival"], load=color_embedder)
     assert vlm(["evaluate", "zero-shot", "colors", "--model", "gone"]) == 2
     assert "There is no run that begins with 'gone'" in capsys.readouterr().err
-    assert vlm(["evaluate", "zero-shot", "colors", "--model", "clip-b32-225"]) == 2
-    assert "Did you mean 'clip-b32-224'" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="--text-source is for one --model; got 2"):
         main(["zero-shot", "colors", "--model", "a", "--model", "b", "--text-source", "x"], load=color_embedder)
 

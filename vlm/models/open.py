@@ -8,7 +8,7 @@ import torch
 from vlm.conf.contrastive import DualEncoderConfig, HeadConfig
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.distributed.launch import choose_device, choose_precision
-from vlm.errors import CheckpointError, UnknownNameError, VLMError, did_you_mean
+from vlm.errors import CheckpointError, UnknownNameError, VLMError
 from vlm.models import checkpoint
 from vlm.models.build import FROZEN_DTYPE
 from vlm.models.dual_build import PublishedPair, build_dual, build_pair, find_pair
@@ -77,6 +77,5 @@ def _found(name: str | Path, run_root: Path) -> Path | PublishedPair:
     except VLMError as error:
         try:
             return find_pair(str(name))
-        except UnknownNameError as unknown:
-            near = did_you_mean(str(name), unknown.known, cutoff=0.7)  # of published pairs; a run's name is seldom like one
-            raise type(error)(f"{error}{near}") from None
+        except UnknownNameError:
+            raise error from None
