@@ -58,6 +58,16 @@ def test_error_of_the_user_is_one_line_and_exit_code_2(command, capsys):
     assert capsys.readouterr().err == "vlm list: too much of it. Take less.\n"
 
 
+@pytest.mark.parametrize(("name", "flag"), [("list", "--model.vision-source"), ("evaluate", "--vision-source"), ("chat", "--vision-source")])
+def test_errors_of_towers_name_the_flag_that_the_command_has(name, flag, monkeypatch, capsys):
+    def fail(_):
+        raise ConfigError("Name a folder with --model.vision-source. Set --model.lora.vision.rank.")
+
+    monkeypatch.setitem(sys.modules, f"vlm.commands.{name}", types.SimpleNamespace(main=fail))
+    assert main([name]) == 2
+    assert capsys.readouterr().err == f"vlm {name}: Name a folder with {flag}. Set --model.lora.vision.rank.\n"
+
+
 def test_debug_shows_the_traceback(command):
     command(refuse)
     with pytest.raises(ConfigError):

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ COMMANDS = {
 }
 
 SECONDS_FOR_RANK_0 = 5.0
+FLAGS_OF_ITS_OWN = {"chat", "evaluate", "export", "import", "merge", "serve"}  # --vision-source here, where training has --model.vision-source
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +68,8 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     except VLMError as error:
         if debug:
             raise
-        _report(f"vlm {name}: {error}")
+        line = re.sub(r"--model\.(?=\w+-source)", "--", str(error)) if name in FLAGS_OF_ITS_OWN else str(error)
+        _report(f"vlm {name}: {line}")
         return 2
     except KeyboardInterrupt:
         print(f"vlm {name}: interrupted", file=sys.stderr)

@@ -104,6 +104,8 @@ def test_settings_that_make_no_sense_are_one_line(folders, rows, capsys):
         main(["retrival"], load=color_embedder)
     assert vlm(["evaluate", "zero-shot", "colors", "--model", "gone"]) == 2
     assert "There is no run that begins with 'gone'" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="--text-source is for one --model; got 2"):
+        main(["zero-shot", "colors", "--model", "a", "--model", "b", "--text-source", "x"], load=color_embedder)
 
 
 def test_help_names_both_evaluations_and_where_models_compute(capsys):

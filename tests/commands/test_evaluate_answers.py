@@ -64,6 +64,17 @@ def test_a_limit_and_a_prompt_of_ones_own_are_said(rows, capsys):
     assert json.loads(first)["prompt"] == "[user] <image>\nWhat color?\nOne word. [assistant]"
 
 
+def test_the_page_shows_the_wordings_that_were_used_and_no_others(rows):
+    wordings = {}
+    for name, others in (("open", {"answer": "red"}), ("choices", {"choices": ["red", "blue"], "answer": "A"})):
+        (rows.parent / f"{name}.jsonl").write_text(json.dumps({"image": "red.png", "question": "Which?"} | others), encoding="utf-8")
+        main("questions", [f"{name}.jsonl", "--model", "color", "--resamples", "2", "--out", name], find=find)
+        settings = json.loads((rows.parent / name / "details.json").read_text(encoding="utf-8"))["settings"]
+        wordings[name] = {key: text for key, text in settings.items() if "prompt" in key}
+    assert wordings["open"] == {"prompt": "{question}"}
+    assert wordings["choices"].keys() == {"prompt"} and "{choices}" in wordings["choices"]["prompt"]
+
+
 def test_a_test_split_gives_no_numbers_and_a_file_to_submit(rows, capsys):
     (rows.parent / "test.json").write_text(
         json.dumps([{"image": "red.png", "question": "Color?"}, {"image": "gone.png", "question": "?"}]), encoding="utf-8"
@@ -75,6 +86,22 @@ def test_a_test_split_gives_no_numbers_and_a_file_to_submit(rows, capsys):
         {"image": "red.png", "answer": "red"},
         {"image": "gone.png", "answer": ""},
     ]
+
+
+def test_pictures_that_were_trained_on_are_refused_unless_that_is_allowed_and_said(rows, capsys):
+    train = rows.parent / "train.json"
+    turns = [{"from": "human", "value": "<image>\nColor?"}, {"from": "gpt", "value": "x"}]
+    train.write_text(json.dumps([{"id": "a", "image": "copy.png", "conversations": turns}]), encoding="utf-8")
+    Image.open(rows.parent / "red.png").save(rows.parent / "copy.png")
+    line = ["mine.jsonl", "--model", "color", "--resamples", "2", "--out", "out"]
+    with pytest.raises(ConfigError, match=r"25 % of these images were trained on: 1 of 4 \(0 by id, 1 by content\), first .*red\.png"):
+        main("questions", [*line, "--trained-on", "train.json"], find=find)
+    assert not (rows.parent / "out").exists()
+    main("questions", [*line, "--trained-on", "train.json", "--allow-overlap"], find=find)
+    assert "25 % of these images were trained on" in capsys.readouterr().out
+    main("questions", line, find=find)
+    assert "Not checked whether these images were trained on" in capsys.readouterr().out
+    assert "Not checked whether" in (rows.parent / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_settings_that_make_no_sense_are_one_line(rows, capsys):
@@ -89,6 +116,10 @@ def test_settings_that_make_no_sense_are_one_line(rows, capsys):
     assert "--limit is at least 1; got 0" in capsys.readouterr().err
     assert vlm(["evaluate", "questions", "mine.jsonl", "--model", "gone"]) == 2
     assert "There is no run that begins with 'gone'" in capsys.readouterr().err
+    assert vlm(["evaluate", "questions", "mine.jsonl", "--model", ""]) == 2
+    assert "The name of a model is empty" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="--vision-source is for one --model; got 2"):
+        main("questions", ["mine.jsonl", "--model", "a", "--model", "b", "--vision-source", "x"], find=find)
     assert vlm(["evaluate", "vqa", "mine.jsonl"]) == 2
     assert "Did you mean 'vqav2'" in capsys.readouterr().err
 
@@ -122,6 +153,9 @@ def test_a_trained_model_is_asked_by_generation_and_by_likelihood(tiny, data, tm
     manifest.write_text(manifest.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert vlm(["evaluate", "questions", str(data), "--model", str(run), "--max-new-tokens", "3", "--out", "a", "--precision", "fp32"]) == 2
     assert "holds predictions of another evaluation: model.json sha256 was" in capsys.readouterr().err
+    line = ["evaluate", "questions", str(data), "--model", str(run), "--max-new-tokens", "3", "--out", "c", "--precision", "fp32"]
+    assert vlm([*line, "--language-source", str(tmp_path / "gone")]) == 2
+    assert "Name a local folder with --vision-source or --language-source" in capsys.readouterr().err
     choices = [{"image": str(data.parent / "red.png"), "question": "Which?", "choices": ["x", "y", "z"][:n], "answer": "A"} for n in (2, 3)]
     (tmp_path / "choices.json").write_text(json.dumps(choices), encoding="utf-8")
     assert vlm(["evaluate", "questions", "choices.json", "--model", str(run), "--method", "likelihood", "--resamples", "5", "--out", "b"]) == 0

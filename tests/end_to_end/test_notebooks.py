@@ -1,6 +1,7 @@
 """The notebooks: what is committed, how they find their run, and that every cell runs on what the demo trained."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -57,6 +58,10 @@ def test_outputs_are_committed_and_small_and_name_no_machine(name):
     assert NOTEBOOKS[name].stat().st_size < MOST_BYTES
     assert pictures(book) and max(len(picture) * 3 / 4 for picture in pictures(book)) < MOST_BYTES_OF_A_PICTURE
     assert not MACHINE_PATHS.findall(printed(book))
+    kinds = [[output.get("name", output.output_type) for output in cell.outputs] for cell in code_cells(book)]
+    assert not [pair for own in kinds for pair in pairwise(own) if pair == ("stdout", "stdout")], (
+        "join what a cell prints, or a page shows each line apart"
+    )
     assert not [output for cell in code_cells(book) for output in cell.outputs if output.get("name") == "stderr"]
 
 

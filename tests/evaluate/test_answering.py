@@ -1,6 +1,7 @@
 """Questions are asked once, whatever happens meanwhile, and models are measured on the same ones."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from color_answerer import COLORS, ColorAnswerer, contender
@@ -17,7 +18,7 @@ from vlm.evaluate.answering import (
     prediction_rows,
     refuse_without_candidates,
     settings_of,
-    submission_rows,
+    submission_of,
 )
 from vlm.evaluate.asking import Wording
 from vlm.evaluate.metrics import MEASURES
@@ -74,6 +75,9 @@ def test_a_killed_evaluation_goes_on_and_a_finished_one_loads_no_model(data, tmp
 
     kept = predict(type(contender())("color", contender().identity, fail), data, SETTINGS, PredictionFolder(tmp_path / "out"), world=World.single())
     assert kept == predictions
+    with pytest.raises(AssertionError, match="the model was loaded"):  # a model that cannot be loaded replaces nothing
+        predict(type(contender())("c", {}, fail), data, SETTINGS, PredictionFolder(tmp_path / "out"), world=World.single(), overwrite=True)
+    assert ask(data, tmp_path / "out", ColorAnswerer(says=lambda image: "none")) == predictions
     asked_again = ColorAnswerer()
     ask(data, tmp_path / "out", asked_again, overwrite=True)
     assert len(asked_again.asked) == 6
@@ -109,7 +113,9 @@ def test_pictures_that_cannot_be_read_and_prompts_that_are_refused_are_counted_n
         "score": 1.0,
         "read": "red",
     }
-    assert submission_rows(data, predictions, MEASURES["vqav2"])[1] == {"question_id": 1, "answer": ""}
+    submitted = submission_of(replace(data, not_asked=["99"]), predictions, MEASURES["vqav2"])
+    assert (submitted[1], submitted[-1]) == ({"question_id": 1, "answer": ""}, {"question_id": 99, "answer": ""})
+    assert submission_of(data, predictions, MEASURES["mmmu"]) == {made.id: made.answer for made in predictions}
     Image.new("RGB", (8, 8), COLORS["green"]).save(tmp_path / "1.png")  # mended: asked again, and nothing else is but what was refused
     again = ColorAnswerer()
     assert ask(data, tmp_path / "out", again)[1].answer == "green" and len(again.asked) == 1

@@ -10,7 +10,7 @@ from PIL import Image
 from vlm.data.questions.base import Question, QuestionSet
 from vlm.evaluate.answering import measure_all
 from vlm.evaluate.asking import Wording
-from vlm.evaluate.generative_report import group_tables, score_table, truth_in_words, worst_places, write_page
+from vlm.evaluate.generative_report import case_of, group_tables, score_table, truth_in_words, worst_places, write_page
 from vlm.evaluate.metrics import MEASURES
 from vlm.evaluate.predictions import Prediction
 
@@ -52,6 +52,14 @@ def test_tables_put_models_side_by_side_and_groups_below(evaluation):
     ]
 
 
+def test_a_table_of_many_groups_says_how_many_it_leaves_out(tmp_path):
+    questions = [question(i, tmp_path / "gone.png", groups={"type": f"t{i:03}"}) for i in range(70)]
+    made = [Prediction(id=f"q{i}", prompt="p", answer="Yes") for i in range(70)]
+    (table,) = group_tables(measure_all(QuestionSet("pope-mine", questions), {"m": made}, MEASURES["pope"], resamples=2))
+    assert [row[0] for row in table.rows[-3:]] == ["t059", "and 10 more, in details.json", "mean of the groups"]
+    assert {len(row) for row in table.rows} == {len(table.columns)}
+
+
 def test_the_page_shows_the_worst_cases_with_their_pictures_the_prompt_and_what_was_not_asked(evaluation, tmp_path):
     assert {evaluation.questions[place].id for place in worst_places(evaluation.results, 3, seed=0, most=2)} == {"q1", "q3"}
     details, page = write_page(tmp_path / "out", evaluation, Wording("{question}"), {"prompt": "{question}", "max_new_tokens": 16}, notes=["A note."])
@@ -71,6 +79,14 @@ def test_captions_are_neither_right_nor_wrong(tmp_path):
     _, page = write_page(tmp_path, evaluation, Wording("Describe it."), {}, notes=[])
     text = page.read_text(encoding="utf-8")
     assert "CIDEr" in text and 'class="bad"' not in text and 'class="good"' not in text
+
+
+def test_cards_show_a_question_without_the_place_of_its_only_picture(tmp_path):
+    questions = [question(0, tmp_path / "gone.png", text="<image>\nRed?"), question(1, tmp_path / "gone.png", text="<image> or <image>?")]
+    evaluation = measure_all(
+        QuestionSet("mine", questions), {"m": [Prediction(id=f"q{i}", answer="no") for i in range(2)]}, MEASURES["pope"], resamples=2
+    )
+    assert [case_of(evaluation, place, Wording("{question}")).question for place in range(2)] == ["Red?", "<image> or <image>?"]
 
 
 def test_references_of_several_people_are_counted():

@@ -327,6 +327,23 @@ def test_a_prefix_of_no_run_is_refused_with_the_runs_there_are(tmp_path):
         find_checkpoint("llava", run_root=tmp_path / "nowhere")
 
 
+def test_the_nearest_run_is_named_first_and_a_long_list_is_cut(tmp_path):
+    run_folders(tmp_path, "llava-1.5-7b+align+x7", "demo+align+x7", *(f"other-{i:02}+align+x7" for i in range(60)))
+    with pytest.raises(ConfigError, match=r"Did you mean 'demo\+align\+x7'\? Runs: .* and 12 more\.") as refused:
+        find_checkpoint("demmo", run_root=tmp_path)
+    assert "other-59" not in str(refused.value)
+    with pytest.raises(ConfigError, match=r"Did you mean 'llava-1.5-7b\+align\+x7'\?"):
+        find_checkpoint("LLaVA-1.5-7", run_root=tmp_path)
+    with pytest.raises(ConfigError, match=r"no run that begins with 'zzz' in .*\. Runs: demo"):
+        find_checkpoint("zzz", run_root=tmp_path)
+
+
+def test_an_empty_name_is_no_prefix_of_the_only_run(tmp_path):
+    run_folders(tmp_path, "demo+align+x7")
+    with pytest.raises(ConfigError, match="The name of a model is empty"):
+        find_checkpoint("", run_root=tmp_path)
+
+
 def test_a_folder_that_is_no_run_is_taken_for_a_prefix(tmp_path, monkeypatch):
     run_folders(tmp_path / "runs", "demo+align+x7", "demo+finetune+x7")
     (tmp_path / "runs" / "demo").mkdir()  # the report of the demo

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vlm.commands import evaluate_answers
+from vlm.commands.evaluate_overlap import TrainingData, overlap_notes
 from vlm.conf.cli import Positional, Repeated, parse
-from vlm.errors import ConfigError, DataFormatError, UnknownNameError, VLMError
+from vlm.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
-    from vlm.data.benchmarks.base import Picture
     from vlm.evaluate.embedder import Embedder
     from vlm.evaluate.retrieval import Retrieval
     from vlm.evaluate.zero_shot import ZeroShot
@@ -26,7 +26,7 @@ SUBCOMMANDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(TrainingData):
     """What both evaluations share."""
 
     model: Annotated[tuple[str, ...], Repeated] = ()
@@ -35,12 +35,6 @@ class Options:
     """Where models compute: auto, cuda, mps or cpu; all of them are in its memory at once."""
     precision: Literal["auto", "fp32", "bf16-mixed", "bf16"] = "auto"
     """Type of the encoders' weights: fp32 gives the vectors of the published models, bf16 half the memory; auto: bf16 where the device is faster with it."""
-    trained_on: Annotated[tuple[str, ...], Repeated] = ()
-    """A dataset that a model was trained on, spelled like --stage.dataset of `vlm pretrain`; once for each. Pictures in it are refused."""
-    allow_overlap: bool = False
-    """Measure pictures that were trained on as well; the report says how many they are."""
-    hash_pixels: bool = False
-    """Compare decoded pixels with those of --trained-on instead of the files' bytes; reads all training pictures."""
     out: Path | None = None
     """Folder of the results: report.html, details.json, and a JSON file a model. None: runs/evaluate/, and in it the names of evaluation and dataset."""
     data_root: Path = Path("data")
@@ -49,6 +43,10 @@ class Options:
     """Pictures that are encoded at once."""
     workers: int = 4
     """Threads that decode pictures."""
+    image_source: str = ""
+    """Folder or hub id of the image encoder, if it is no longer where the run found it; with one --model."""
+    text_source: str = ""
+    """Folder or hub id of the text encoder, if it is no longer where the run found it; with one --model."""
     resamples: int = 1000
     """Draws of the bootstrap."""
     seed: int = 0
@@ -88,13 +86,14 @@ class RetrievalArguments(Options):
     """Folder below which the pictures of a JSON file lie; None: that of the file."""
 
 
-def load_embedder(name: str, *, device: str = "auto", precision: str = "auto") -> "Embedder":
+def load_embedder(name: str, *, device: str = "auto", precision: str = "auto", **sources: str) -> "Embedder":
     """A dual encoder by name or path: a run, or a published pair.
 
     Args:
         name: What it is called.
         device: auto, cuda, mps or cpu.
         precision: fp32, bf16-mixed, bf16 or auto; see RunConfig.precision.
+        sources: `image_source`, `text_source`: other folders for the encoders.
 
     Raises:
         ConfigError: If nothing answers to the name, or the device does not exist.
@@ -103,7 +102,7 @@ def load_embedder(name: str, *, device: str = "auto", precision: str = "auto") -
     from vlm.evaluate.embedder import NamedEmbedder
     from vlm.models.open import open_dual
 
-    model = open_dual(name, device=device, precision=precision)
+    model = open_dual(name, device=device, precision=precision, run_root=Path("runs"), **sources)
     embedder: Any = NamedEmbedder(name, model.encode_image, model.encode_text)
     return embedder
 
@@ -127,13 +126,14 @@ def main(argv: Sequence[str], *, load: "Callable[[str], Embedder] | None" = None
     arguments = parse(kind, rest, prog=f"vlm evaluate {name}", description=SUBCOMMANDS[name])
     if not arguments.model:
         raise ConfigError("Say which model: --model NAME, once for each.")
-    run(arguments, load or partial(load_embedder, device=arguments.device, precision=arguments.precision))
+    sources = evaluate_answers.sources_of(arguments, ("image_source", "text_source"))
+    run(arguments, load or partial(load_embedder, device=arguments.device, precision=arguments.precision, **sources))
 
 
 def _in_lines() -> list[str]:
     """The subcommands, for the help."""
     kinds = {"Models that answer:": evaluate_answers.BENCHMARKS, "Contrastive models:": SUBCOMMANDS}
-    return [line for heading, commands in kinds.items() for line in ("", heading, *(f"  {name:10} {what}" for name, what in commands.items()))]
+    return [line for heading, commands in kinds.items() for line in ("", heading, *(f"  {name:11} {what}" for name, what in commands.items()))]
 
 
 def zero_shot(arguments: ZeroShotArguments, load: "Callable[[str], Embedder]") -> "ZeroShot":
@@ -145,7 +145,7 @@ def zero_shot(arguments: ZeroShotArguments, load: "Callable[[str], Embedder]") -
     spec = BENCHMARKS[arguments.benchmark]
     templates = templates_of(arguments.templates or spec.templates)
     data = spec.open(arguments.path, spec.split if arguments.split is None else arguments.split, arguments.names)
-    notes = overlap_notes(arguments, data.pictures)
+    notes = overlap_notes(arguments, arguments.model, data.pictures, data_root=arguments.data_root)
     measured = evaluate_zero_shot(
         [load(name) for name in arguments.model],
         data,
@@ -162,7 +162,7 @@ def retrieval(arguments: RetrievalArguments, load: "Callable[[str], Embedder]") 
     from vlm.evaluate.retrieval import evaluate_retrieval
 
     data = open_captioned(arguments.dataset, data_root=arguments.data_root, split=arguments.split, image_root=arguments.image_root)
-    notes = overlap_notes(arguments, data.pictures)
+    notes = overlap_notes(arguments, arguments.model, data.pictures, data_root=arguments.data_root)
     measured = evaluate_retrieval(
         [load(name) for name in arguments.model],
         data,
@@ -177,55 +177,6 @@ def how_to_measure(arguments: Options) -> dict[str, Any]:
     from vlm.commands.preprocess import show_progress
 
     return {name: getattr(arguments, name) for name in ("batch_size", "workers", "resamples", "seed")} | {"progress": show_progress}
-
-
-def overlap_notes(arguments: Options, pictures: "Sequence[Picture]") -> list[str]:
-    """What the report says of pictures that were trained on.
-
-    Raises:
-        ConfigError: If there are such pictures, without --allow-overlap.
-    """
-    from vlm.evaluate.overlap import compare
-
-    specs, notes = dict.fromkeys(arguments.trained_on), []
-    specs |= dict.fromkeys(spec for name in arguments.model for spec in trained_on(name))
-    if not specs:
-        if arguments.allow_overlap or arguments.hash_pixels:
-            raise ConfigError("--allow-overlap and --hash-pixels are about training data: name it with --trained-on.")
-        return ["Not checked whether these images were trained on: name the training data with --trained-on."]
-    trained: list[Picture] = []
-    for spec in specs:
-        try:
-            trained += _pictures(spec, arguments.data_root)
-        except VLMError as error:
-            if spec in arguments.trained_on:
-                raise
-            notes.append(f"Not checked against {spec}, which a model was trained on: {error}")
-    if not trained:
-        return notes
-    return [*notes, str(compare(trained, pictures, pixels=arguments.hash_pixels, allow=arguments.allow_overlap))]
-
-
-def _pictures(spec: str, data_root: Path) -> "Sequence[Picture]":
-    """The pictures of training data of any kind."""
-    from vlm.data.benchmarks.captioned import open_captioned
-    from vlm.data.reader import open_dataset
-    from vlm.evaluate.overlap import pictures_of
-
-    try:
-        return pictures_of(open_dataset(spec, data_root=data_root))
-    except DataFormatError:  # a file of rows with captions, which training of heads alone knows
-        return open_captioned(spec, data_root=data_root).pictures
-
-
-def trained_on(name: str) -> list[str]:
-    """The datasets that a run's heads were trained on, as its checkpoint says; none for a published pair, whose data nobody can name."""
-    from vlm.models.checkpoint import find_checkpoint, read_manifest
-
-    try:
-        return list(read_manifest(find_checkpoint(name)).trained_on)
-    except VLMError:
-        return []
 
 
 def _finish(arguments: Options, evaluation: str, measured: "ZeroShot | Retrieval", notes: Sequence[str]) -> None:

@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from vlm.commands.evaluate_overlap import TrainingData, overlap_notes
 from vlm.conf.cli import Positional, Repeated, parse
-from vlm.errors import ConfigError
+from vlm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from vlm.data.questions.base import QuestionSet, QuestionSpec
+    from vlm.data.questions.base import Question, QuestionSet, QuestionSpec
     from vlm.evaluate.answering import Evaluation, Settings
-    from vlm.evaluate.asking import Answerer, Contender
+    from vlm.evaluate.asking import Answerer, Contender, Wording
     from vlm.evaluate.metrics.base import Measure
     from vlm.evaluate.predictions import Prediction, PredictionFolder
     from vlm.types import World
@@ -20,6 +21,7 @@ BENCHMARKS = {  # names of `vlm.data.questions`, written down so that the help l
     "vqav2": "VQAv2: accuracy over ten annotators; of a test split, the file to submit.",
     "gqa": "GQA: exact match.",
     "textvqa": "TextVQA: accuracy over ten annotators.",
+    "textvqa-ocr": "TextVQA with the words of a text reader in the prompt, as LLaVA publishes it.",
     "vizwiz": "VizWiz: accuracy over ten annotators; of its test split, the file to submit.",
     "pope": "POPE: accuracy, precision, recall, F1, yes-rate.",
     "captions": "Captions: CIDEr, BLEU-4, ROUGE-L.",
@@ -28,9 +30,11 @@ BENCHMARKS = {  # names of `vlm.data.questions`, written down so that the help l
     "questions": "Your own rows with answers or options, or any dataset that training reads.",
 }
 
+TOWERS = ("vision_source", "language_source")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(TrainingData):
     """What to ask, and whom."""
 
     data: Annotated[str, Positional]
@@ -65,6 +69,10 @@ class Arguments:
     """Folder of the run folders."""
     data_root: Path = Path("data")
     """Folder of the prepared datasets."""
+    vision_source: str = ""
+    """Folder or hub id of the vision backbone, if it is no longer where the run found it; with one --model."""
+    language_source: str = ""
+    """Folder or hub id of the language model, if it is no longer where the run found it; with one --model."""
     resamples: int = 1000
     """Draws of the bootstrap."""
     seed: int = 0
@@ -77,6 +85,24 @@ class Arguments:
                 raise ConfigError(f"--{name.replace('_', '-')} is at least 1; got {value}.")
 
 
+def sources_of(arguments: Any, names: Sequence[str]) -> dict[str, str]:
+    """Other places of a model's towers, as far as they are given.
+
+    Args:
+        arguments: Those of the command, with `model` among them.
+        names: Which of them are places of towers.
+
+    Raises:
+        ConfigError: If they would be those of several models.
+    """
+    sources = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
+    if sources and len(arguments.model) > 1:
+        raise ConfigError(
+            f"--{next(iter(sources)).replace('_', '-')} is for one --model; got {len(arguments.model)}. Evaluate them one after the other."
+        )
+    return sources
+
+
 Find = Callable[[str, Arguments, "World"], "Contender"]
 
 
@@ -85,20 +111,23 @@ def find_contender(name: str, arguments: Arguments, world: "World") -> "Contende
 
     Raises:
         ConfigError: If nothing or more than one run answers to the name.
-        CheckpointError: If the run has no checkpoint.
+        CheckpointError: If the run has no checkpoint, or is a dual encoder.
     """
+    from vlm.conf.schema import VisionLanguageConfig
     from vlm.data.manifest import file_sha256
     from vlm.distributed.launch import choose_precision
     from vlm.evaluate.asking import Contender, ModelAnswerer
     from vlm.models.checkpoint import MODEL, WEIGHTS, find_checkpoint, open_model, read_manifest
 
     folder = find_checkpoint(name, run_root=arguments.run_root)
-    read_manifest(folder)
+    if not isinstance(read_manifest(folder).config, VisionLanguageConfig):
+        raise CheckpointError(f"{name} is a dual encoder, which answers no questions. Measure it with `vlm evaluate zero-shot` or `retrieval`.")
+    sources = sources_of(arguments, TOWERS)
     precision = choose_precision(arguments.precision, world.device)
     files = {f"{file} sha256": file_sha256(folder / file) for file in (MODEL, WEIGHTS) if world.is_main and (folder / file).is_file()}
 
     def open_it() -> "Answerer":
-        return ModelAnswerer(open_model(folder, device=world.device.type, precision=precision, run_root=arguments.run_root))
+        return ModelAnswerer(open_model(folder, device=world.device.type, precision=precision, run_root=arguments.run_root, **sources))
 
     return Contender(name, {**files, "precision": precision}, open_it)
 
@@ -108,8 +137,9 @@ def main(benchmark: str, argv: Sequence[str], *, find: Find = find_contender) ->
     arguments = parse(Arguments, argv, prog=f"vlm evaluate {benchmark}", description=BENCHMARKS[benchmark])
     if not arguments.model:
         raise ConfigError("Say which model: --model RUN, once for each.")
+    sources_of(arguments, TOWERS)
     from vlm.data.questions import QUESTIONS
-    from vlm.data.questions.base import Source, refuse_unusable
+    from vlm.data.questions.base import Source, pictures_of, refuse_unusable
     from vlm.distributed.launch import launch
     from vlm.evaluate.answering import chosen
     from vlm.evaluate.asking import refuse_equal_contenders
@@ -121,7 +151,8 @@ def main(benchmark: str, argv: Sequence[str], *, find: Find = find_contender) ->
     world = launch(arguments.device)
     contenders = [find(name, arguments, world) for name in arguments.model]
     refuse_equal_contenders(contenders)
-    evaluate(benchmark, arguments, whole, data, settings, contenders, world)
+    trained = overlap_notes(arguments, arguments.model, pictures_of(data.questions), data_root=arguments.data_root) if world.is_main else []
+    evaluate(benchmark, arguments, whole, data, settings, contenders, world, trained)
 
 
 def settings_of(arguments: Arguments, spec: "QuestionSpec", data: "QuestionSet") -> "Settings":
@@ -156,8 +187,9 @@ def evaluate(
     settings: "Settings",
     contenders: Sequence["Contender"],
     world: "World",
+    trained: Sequence[str],
 ) -> None:
-    """Ask one model after the other; then the main process measures all of them."""
+    """Ask one model after the other; then the main process measures all of them, and notes what was `trained` on."""
     from vlm.commands.preprocess import show_progress
     from vlm.data.preparation.locks import locked
     from vlm.data.questions import QUESTIONS
@@ -181,6 +213,7 @@ def evaluate(
             notes = [measure.note] if evaluation.results[0].scores else ["References are not published: there are no numbers."]
             if len(data.questions) < len(whole.questions):
                 notes.append(f"{len(data.questions):,} of {len(whole.questions):,} questions, drawn at random (--limit).")
+            notes += trained
             write_predictions(evaluation, made, measure, folders, submit=len(data.questions) == len(whole.questions))
             finish(folder, evaluation, settings, arguments, notes)
 
@@ -196,15 +229,15 @@ def write_predictions(
     """One file of predictions a model, and one for the benchmark's server where it has one and all questions were asked."""
     import json
 
-    from vlm.evaluate.answering import prediction_rows, submission_rows
+    from vlm.evaluate.answering import prediction_rows, submission_of
     from vlm.evaluate.predictions import REMEDY
     from vlm.pages import write_whole
 
     for result in evaluation.results:
         written = [folders[result.model].finish(prediction_rows(evaluation, made[result.model], result))]
         if submit and measure.submission is not None:
-            rows = submission_rows(evaluation.data, made[result.model], measure)
-            written.append(write_whole(folders[result.model].path / "submission.json", json.dumps(rows, ensure_ascii=False) + "\n", remedy=REMEDY))
+            content = submission_of(evaluation.data, made[result.model], measure)
+            written.append(write_whole(folders[result.model].path / "submission.json", json.dumps(content, ensure_ascii=False) + "\n", remedy=REMEDY))
         print("\n".join(map(str, written)))
 
 
@@ -219,10 +252,18 @@ def finish(folder: Path, evaluation: "Evaluation", settings: "Settings", argumen
     if evaluation.unasked:
         print(f"  first {evaluation.unasked[0].id}: {evaluation.unasked[0].reason}")
     shown: dict[str, Any] = {
-        "prompt": settings.wording.prompt,
-        **({"prompt without options": settings.wording.open_prompt} if settings.wording.open_prompt else {}),
+        **_forms(settings.wording, evaluation.data.questions),
         "method": settings.method,
         **({"max_new_tokens": settings.max_new_tokens, "decoding": "greedy"} if settings.method == "generate" else {}),
         "data": arguments.data,
     }
     print("\n".join(map(str, write_page(folder, evaluation, settings.wording, shown, notes=notes, seed=arguments.seed))), flush=True)
+
+
+def _forms(wording: "Wording", questions: Sequence["Question"]) -> dict[str, str]:
+    """What was asked of questions with options and of those without, as far as there are any."""
+    if not wording.open_prompt:
+        return {"prompt": wording.prompt}
+    forms = {True: ("prompt", wording.prompt), False: ("prompt without options", wording.open_prompt)}
+    used = sorted({bool(question.choices) for question in questions}, reverse=True)
+    return dict(forms[kind] for kind in used) if len(used) > 1 else {"prompt": forms[used[0]][1]}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from vlm.conf.cli import Positional, parse
-from vlm.errors import CheckpointError, ConfigError
+from vlm.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse(Arguments, argv, prog="vlm import", description="Write a checkpoint of another trainer as one of ours.")
     if arguments.format != "prismatic" and (arguments.prompt != "trained" or arguments.lora_alpha is not None):
         raise ConfigError("--prompt and --lora-alpha are for prismatic. Leave them out; --template names another prompt.")
-    try:
-        done = _importer(arguments)()
-    except CheckpointError as error:  # towers are loaded as in training, where their flags have another beginning
-        raise CheckpointError(
-            str(error).replace("--model.vision-source", "--vision-source").replace("--model.language-source", "--language-source")
-        ) from error
+    done = _importer(arguments)()
     for note in done.notes:
         print(note)
     config = done.config

@@ -131,6 +131,7 @@ def predict(
         ConfigError: If the folder holds predictions of another evaluation, or the device has no room for a single prompt.
         DataFormatError: If no question can be asked.
     """
+    answerer = contender.open() if overwrite else None  # a model that cannot be loaded replaces nothing
     if world.is_main:
         folder.begin(settings_of(data, contender, settings), overwrite=overwrite)
     made = from_main(set(folder.made()) if world.is_main else set(), world)
@@ -138,7 +139,7 @@ def predict(
     left.sort(key=lambda q: (len(q.images), q.candidates, len(settings.wording.text(q))), reverse=True)  # what needs most memory comes first
     own = left[world.rank :: world.size]
     if own:
-        answerer = contender.open()
+        answerer = answerer or contender.open()
         with folder.part(world.rank) as write:
             for predictions in _answered(answerer, own, settings, progress if world.is_main else no_progress, contender.name):
                 write(predictions)
@@ -308,7 +309,9 @@ def prediction_rows(evaluation: Evaluation, predictions: Sequence[Prediction], r
         yield row | ({"log_probs": dict(made.log_probs)} if made.log_probs else {})
 
 
-def submission_rows(data: QuestionSet, predictions: Sequence[Prediction], measure: Measure) -> list[Mapping[str, object]]:
-    """What the benchmark's server takes: every question, an empty answer where the model could not be asked."""
+def submission_of(data: QuestionSet, predictions: Sequence[Prediction], measure: Measure) -> list[Mapping[str, object]] | dict[str, object]:
+    """What the benchmark's server takes: every question, an empty answer where the model was not asked."""
     assert measure.submission is not None
-    return [measure.submission(question, made.answer) for question, made in zip(data.questions, predictions, strict=True)]
+    rows = [measure.submission(question, made.answer) for question, made in zip(data.questions, predictions, strict=True)]
+    rows += [measure.submission(Question(id=id, text="", images=()), "") for id in data.not_asked]
+    return {key: value for row in rows for key, value in row.items()} if measure.one_object else rows

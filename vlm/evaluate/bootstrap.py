@@ -30,7 +30,7 @@ class Score:
 def with_intervals(
     metrics: Callable[[Int[Tensor, " n"]], Mapping[str, float]], count: int, chance: Mapping[str, float], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Score]:
-    """Metrics on all units, and how far they move when the units are drawn again with replacement.
+    """Metrics on all units, and how far they move when the units are drawn again with replacement; draws that do not define a metric are left out of it.
 
     Args:
         metrics: Metrics on a choice of units, by their positions.
@@ -44,8 +44,7 @@ def with_intervals(
     drawn = [metrics(torch.randint(count, (count,), generator=generator)) for _ in range(resamples)]
     scores = {}
     for name, value in values.items():
-        low, high = (
-            torch.tensor([sample[name] for sample in drawn], dtype=torch.float64).quantile(torch.tensor(INTERVAL, dtype=torch.float64)).tolist()
-        )
+        samples = torch.tensor([sample[name] for sample in drawn], dtype=torch.float64)
+        low, high = samples.nanquantile(torch.tensor(INTERVAL, dtype=torch.float64)).tolist()
         scores[name] = Score(value, low, high, chance[name])
     return scores

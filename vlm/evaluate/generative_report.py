@@ -20,7 +20,7 @@ from vlm.evaluate.answering import Evaluation, ModelResult
 from vlm.evaluate.asking import Wording
 from vlm.evaluate.bootstrap import Score
 from vlm.evaluate.report import Table
-from vlm.evaluate.run_report import small_picture
+from vlm.evaluate.run_report import small_picture, without_placeholder
 from vlm.pages import filled, write_whole
 
 WORDS = {
@@ -91,6 +91,8 @@ def group_tables(evaluation: Evaluation) -> list[Table]:
             groups = dict(list(result.groups[kind].items())[:MOST_GROUPS])
             label = [result.model] if len(evaluation.results) > 1 else []
             rows += [[group, *label, f"{values['count']:,.0f}", *(_percent(values[name]) for name in metrics)] for group, values in groups.items()]
+            if len(result.groups[kind]) > MOST_GROUPS:
+                rows.append([f"and {len(result.groups[kind]) - MOST_GROUPS} more, in details.json", *label, *[NONE] * (1 + len(metrics))])
             means = [sum(values[name] for values in result.groups[kind].values()) / len(result.groups[kind]) for name in metrics]
             rows.append(["mean of the groups", *label, NONE, *map(_percent, means)])
         columns = [kind, *(["model"] if len(evaluation.results) > 1 else []), "questions", *map(metric_words, metrics)]
@@ -106,6 +108,8 @@ def metric_words(name: str) -> str:
 def _with_interval(score: Score) -> str:
     if math.isnan(score.value):
         return NONE
+    if math.isnan(score.low):
+        return _percent(score.value)
     return f"{100 * score.value:.1f} ({100 * score.low:.1f} to {100 * score.high:.1f})"
 
 
@@ -207,7 +211,7 @@ def case_of(evaluation: Evaluation, place: int, wording: Wording) -> Case:
         for result in evaluation.results
     ]
     choices = [wording.choice.format(letter=letter, choice=choice) for letter, choice in zip(question.letters, question.choices, strict=True)]
-    return Case(question.id, question.text, choices, truth_in_words(question), _pictures(question), said)
+    return Case(question.id, without_placeholder(question.text), choices, truth_in_words(question), _pictures(question), said)
 
 
 def truth_in_words(question: Question) -> str:

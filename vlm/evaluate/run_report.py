@@ -131,11 +131,11 @@ def cards(runs: Mapping[str, RunRecord]) -> list[Card]:
         picture, pixelated = thumbnail(image) if image else ("", False)
         missing = "" if picture else f"The picture {image} is not there, or cannot be read." if image else "A question without a picture."
         answers = [answer for label, run in runs.items() for answer in _answers(label, run, image, question)]
-        made.append(Card(picture, pixelated, missing, _without_placeholder(question), sample.reference, answers))
+        made.append(Card(picture, pixelated, missing, without_placeholder(question), sample.reference, answers))
     return made
 
 
-def _without_placeholder(question: str) -> str:
+def without_placeholder(question: str) -> str:
     """The words alone where one picture is asked about; of several, the places stay."""
     return question.replace("<image>", "").strip() if question.count("<image>") == 1 else question
 

@@ -3,6 +3,7 @@
 Knows nothing of optimizers or of how training goes on; finds runs by name.
 """
 
+import difflib
 import json
 import logging
 import shutil
@@ -23,7 +24,7 @@ from vlm.conf.schema import LoRATowers, VisionLanguageConfig
 from vlm.conf.serialize import from_dict, to_dict
 from vlm.distributed.launch import choose_device, choose_precision
 from vlm.distributed.shard import place_of
-from vlm.errors import CheckpointError, ConfigError
+from vlm.errors import MOST_NAMES, CheckpointError, ConfigError
 from vlm.models.build import build
 from vlm.models.hub import fetch_checkpoint, is_hub_id
 from vlm.models.parameters import parameter_rows
@@ -337,11 +338,23 @@ def find_checkpoint(name: str | Path, *, run_root: Path = Path("runs")) -> Path:
 
 
 def _run_by_prefix(path: Path, run_root: Path) -> Path:
+    if not path.name:
+        raise ConfigError("The name of a model is empty. Give a run folder, a checkpoint folder, or a unique prefix of a run's name.")
     parent = path.parent if path.parent != Path() else run_root
     runs = sorted(folder for folder in parent.glob("*+*") if folder.is_dir())
     matches = [folder for folder in runs if folder.name.startswith(path.name)]
     if len(matches) == 1:
         return matches[0]
-    shown = ", ".join(folder.name for folder in (matches or runs)) or "none"
+    shown = [folder.name for folder in (matches or runs)]
+    listed = ", ".join(shown[:MOST_NAMES]) + (f" and {len(shown) - MOST_NAMES} more" if len(shown) > MOST_NAMES else "")
     problem = f"{len(matches)} runs begin with {path.name!r}" if matches else f"There is no run that begins with {path.name!r}"
-    raise ConfigError(f"{problem} in {parent}. Runs: {shown}.")
+    raise ConfigError(f"{problem} in {parent}.{'' if matches else _nearest(path.name, shown)} Runs: {listed or 'none'}.")
+
+
+def _nearest(name: str, runs: Sequence[str]) -> str:
+    """The runs whose names, or as much of their beginnings as the name is long, are most like it: prefixes are allowed."""
+    beginnings: dict[str, str] = {}
+    for run in runs:
+        beginnings.setdefault(run[: len(name)].lower(), run)
+    near = difflib.get_close_matches(name.lower(), list(beginnings), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(beginnings[start]) for start in near)}?" if near else ""

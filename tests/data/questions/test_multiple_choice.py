@@ -28,7 +28,7 @@ def test_scienceqa(tmp_path):
     (tmp_path / "pid_splits.json").write_text(json.dumps({"test": ["1", "2"], "val": ["3"]}), encoding="utf-8")
     (tmp_path / "images").mkdir()
     seen, blind = opened("scienceqa", tmp_path).questions
-    assert (seen.text, seen.answers, seen.choices, seen.candidates) == ("Look.\nWhich?", ("B",), ("cat", "dog"), ("A", "B"))
+    assert (seen.text, seen.answers, seen.choices, seen.candidates) == ("Context: Look.\nWhich?", ("B",), ("cat", "dog"), ("A", "B"))
     assert seen.images == (tmp_path / "images" / "test" / "1" / "image.png",) and seen.groups == {"subject": "natural science", "context": "image"}
     assert (blind.text, blind.answers, blind.images, blind.groups["context"]) == ("Which?", ("A",), (), "none")
     assert [question.id for question in opened("scienceqa", tmp_path, split="val").questions] == ["3"]

@@ -45,6 +45,10 @@ def test_faults_are_named_with_file_and_row(tmp_path):
         opened(write(tmp_path / "a.jsonl", {"question": "What?", "choices": ["cat", "dog"], "answer": "cow"}))
     with pytest.raises(DataFormatError, match="1 of 2 rows have 'choices', first '2'"):
         opened(write(tmp_path / "a.jsonl", {"question": "?", "answer": "x"}, {"question": "?", "answer": "A", "choices": ["x"]}))
+    (tmp_path / "cut.jsonl").write_text('{"question": "?", "answer": 3.5}\n{"question": ', encoding="utf-8")
+    with pytest.raises(DataFormatError, match=r"cut\.jsonl: not JSON: the file ends in the middle of a row"):
+        opened(tmp_path / "cut.jsonl")
+    assert opened(write(tmp_path / "n.jsonl", {"question": "How long?", "answer": 3.5})).questions[0].answers == ("3.5",)
     with pytest.raises(ConfigError, match="which has no split 'val'"):
         opened(tmp_path / "a.jsonl", split="val")
 

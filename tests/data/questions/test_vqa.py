@@ -56,6 +56,15 @@ def test_vqav2_test_splits_have_no_answers_and_the_pictures_of_test2015(vqav2):
     assert question.answers == () and question.images[0].name == "COCO_test2015_000000000042.jpg"
 
 
+def test_vqav2_test_dev_is_submitted_with_empty_answers_to_the_rest_of_test2015_if_that_file_is_there(vqav2):
+    assert opened("vqav2", vqav2, split="test-dev2015").not_asked == []
+    dev = json.loads((vqav2 / "v2_OpenEnded_mscoco_test-dev2015_questions.json").read_text(encoding="utf-8"))["questions"]
+    rest = {"question_id": 99, "image_id": 42, "question": "Else?"}
+    write(vqav2 / "v2_OpenEnded_mscoco_test2015_questions.json", {"questions": [*dev, rest]})
+    data = opened("vqav2", vqav2, split="test-dev2015")
+    assert len(data.questions) == 2 and data.not_asked == ["99"]
+
+
 def test_vqav2_says_what_is_missing(vqav2):
     with pytest.raises(UnknownNameError, match="Did you mean 'val2014'"):
         opened("vqav2", vqav2, split="val2015")
@@ -80,6 +89,32 @@ def test_textvqa(tmp_path):
     assert question.images == (tmp_path / "train_images" / "003a8ae2ef43b901.jpg",)
 
 
+def test_textvqa_with_ocr_tokens_of_the_rows_or_of_rosettas_file(tmp_path):
+    row = {"question_id": 1, "question": "what brand?", "image_id": "a1", "answers": ["nokia"] * 10}
+    write(
+        tmp_path / "TextVQA_0.5.1_val.json",
+        {"data": [row | {"ocr_tokens": ["NOKIA", "3310"]}, row | {"question_id": 2, "image_id": "a2", "ocr_tokens": []}]},
+    )
+    some, none = opened("textvqa-ocr", tmp_path).questions
+    assert some.text == "what brand?\nReference OCR token: NOKIA, 3310"  # with the prompt's last line, LLaVA's three
+    assert none.text == "what brand?\nReference OCR token: "
+    assert opened("textvqa-ocr", tmp_path).name == "TextVQA_0.5.1_val-ocr"
+    assert opened("textvqa", tmp_path).questions[0].text == "what brand?"
+    write(tmp_path / "TextVQA_0.5.1_val.json", {"data": [row]})
+    with pytest.raises(DataFormatError, match=r"lack 'ocr_tokens', and TextVQA_Rosetta_OCR_v0\.2_val\.json is not beside it.* or take textvqa\."):
+        opened("textvqa-ocr", tmp_path)
+    rosetta = tmp_path / "TextVQA_Rosetta_OCR_v0.2_val.json"
+    write(rosetta, {"data": [{"image_id": "a1", "ocr_tokens": ["Nokia"], "ocr_info": []}]})
+    (question,) = opened("textvqa-ocr", tmp_path).questions
+    assert question.text.endswith("token: Nokia") and question.answers == ("nokia",) * 10
+    write(rosetta, {"data": [{"image_id": "b", "ocr_tokens": []}]})
+    with pytest.raises(DataFormatError, match="the file of OCR tokens has no picture 'a1'"):
+        opened("textvqa-ocr", tmp_path)
+    write(rosetta, {"data": [{"image_id": "a1", "ocr_tokens": "Nokia"}]})
+    with pytest.raises(DataFormatError, match=r"Rosetta_OCR.*row 1: 'ocr_tokens' is not a list of texts: found 'Nokia'"):
+        opened("textvqa-ocr", tmp_path)
+
+
 def test_vizwiz_of_val_and_test(tmp_path):
     answers = [{"answer": "unanswerable", "answer_confidence": "yes"}] * 10
     val = {"image": "VizWiz_val_00000000.jpg", "question": "Ok. What is this?", "answers": answers, "answer_type": "unanswerable", "answerable": 0}
@@ -97,7 +132,13 @@ def test_gqa_takes_the_balanced_questions(tmp_path):
     write(tmp_path / "testdev_balanced_questions.json", {"201": row, "202": row | {"isBalanced": False}})
     (question,) = opened("gqa", tmp_path).questions
     assert (question.id, question.answers, question.images) == ("201", ("no",), (tmp_path / "n1.jpg",))
-    assert question.groups == {"structural type": "verify", "semantic type": "rel"}
+    assert question.groups == {"answer type": "binary", "structural type": "verify", "semantic type": "rel"}
+
+
+def test_gqa_asks_all_questions_of_the_file_for_its_server_which_has_no_answers(tmp_path):
+    row = {"imageId": "n1", "question": "Left?", "isBalanced": True}
+    write(tmp_path / "submission_all_questions.json", {"201": row, "202": row | {"isBalanced": False}})
+    assert [question.id for question in opened("gqa", tmp_path, split="submission").questions] == ["201", "202"]
 
 
 def test_pope_of_one_file_and_of_a_folder_of_categories(tmp_path):

@@ -71,3 +71,14 @@ def test_unread_answers_are_wrong_and_counted_and_chance_is_one_of_the_options()
     assert measured.metrics(torch.arange(4)) == {"accuracy": 0.5, "unread": 0.25}
     assert measured.chance["accuracy"] == pytest.approx(3 / 4 / 4)
     assert measured.read == ["A", "B", "", "It is 7"]
+
+
+def test_mmmu_is_submitted_as_letters_and_the_words_of_open_answers():
+    choice, asked = Question(id="test_Art_1", text="?", images=(), choices=("a", "b")), Question(id="test_Art_2", text="?", images=())
+    submit = MEASURES["mmmu"].submission
+    assert [submit(choice, "It is (B)."), submit(choice, "no idea"), submit(asked, "5 cm")] == [
+        {"test_Art_1": "B"},
+        {"test_Art_1": ""},
+        {"test_Art_2": "5 cm"},
+    ]
+    assert MEASURES["mmmu"].one_object

@@ -1,18 +1,23 @@
 """Questions with their pictures and reference answers, and what a benchmark of questions is. Opens no picture, imports no torch, knows no model."""
 
+import re
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm.data.formats.base import fields_of, list_of, shown, text_of
 from vlm.data.formats.json_rows import load_json, read_json_rows
 from vlm.data.manifest import MANIFEST, Manifest
 from vlm.errors import ConfigError, DataFormatError, UnknownNameError
 
+if TYPE_CHECKING:
+    from vlm.data.benchmarks.base import Picture
+
 SHORT_ANSWER = "Answer the question using a single word or phrase."  # LLaVA 1.5's, docs/Evaluation.md
 LETTER_ANSWER = "Answer with the option's letter from the given choices directly."
+COCO_FILE = re.compile(r"COCO_(?:train|val|test)20\d\d_0*(\d+)\.jpg")
 LOOKED_AT = 1000  # questions whose pictures are looked for before a model is loaded
 
 
@@ -56,11 +61,13 @@ class QuestionSet:
         name: What results are filed under.
         questions: The questions.
         measure: Name of the measure, where the data decides it; empty for the benchmark's.
+        not_asked: Ids of further questions that the benchmark's server wants an answer to, which may be empty.
     """
 
     name: str
     questions: Sequence[Question]
     measure: str = ""
+    not_asked: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -177,7 +184,7 @@ def rows_of(path: Path, key: str | None = None) -> Iterator[tuple[str, Mapping[s
     numbered = enumerate(_list_under(path, key), start=1) if key else read_json_rows(path)
     for number, value in numbered:
         if isinstance(value, DataFormatError):
-            raise value
+            raise DataFormatError(f"{path}: {value}") from value
         try:
             yield f"{path}, row {number}", fields_of(value)
         except DataFormatError as error:
@@ -209,7 +216,7 @@ def word_of(row: Mapping[str, Any], key: str, where: str) -> str:
         DataFormatError: If it is missing or something else.
     """
     value = value_of(row, key, where)
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     try:
         return text_of(value, repr(key))
@@ -227,6 +234,14 @@ def annotators_of(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if not isinstance(answers, list):
         raise DataFormatError(f"{where}: 'answers' is not a list: found {shown(answers)}.")
     return tuple(word_of(answer, "answer", where) if isinstance(answer, dict) else word_of({"answer": answer}, "answer", where) for answer in answers)
+
+
+def pictures_of(questions: Sequence[Question]) -> "list[Picture]":
+    """The pictures that questions are about, each once; those of COCO by its id, the others by their paths."""
+    from vlm.data.benchmarks.base import Picture
+
+    files = dict.fromkeys(image for question in questions for image in question.images if image.name)
+    return [Picture(found[1] if (found := COCO_FILE.fullmatch(file.name)) else str(file), file) for file in files]
 
 
 def refuse_unusable(data: QuestionSet, *, origin: str) -> QuestionSet:

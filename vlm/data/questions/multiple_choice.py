@@ -36,14 +36,14 @@ def open_scienceqa(source: Source) -> QuestionSet:
     for number in splits.get(split, []):
         where = f"{file}, problem {number}"
         row = fields_of(value_of(problems, str(number), where))
-        hint, image = row.get("hint") or "", row.get("image")
+        hint, image = (row.get("hint") or "").strip(), row.get("image")
         picture = (_scienceqa_picture(folder, split.removeprefix("mini"), str(number), image),) if image else ()
         context = "image" if image else "text" if hint else "none"
         choices = _texts(value_of(row, "choices", where), where)
         questions.append(
             Question(
                 id=str(number),
-                text="\n".join(part for part in (hint.strip(), word_of(row, "question", where)) if part),
+                text=(f"Context: {hint}\n" if hint else "") + word_of(row, "question", where),  # as lmms-eval asks LLaVA
                 images=picture,
                 answers=(_letter(int(word_of(row, "answer", where)), choices, where),),
                 choices=choices,
@@ -73,7 +73,7 @@ def open_mmmu(source: Source) -> QuestionSet:
     questions = []
     for file, number, value in numbered_rows(path):
         if isinstance(value, DataFormatError):
-            raise value
+            raise DataFormatError(f"{file}: {value}") from value
         root = store if file.suffix == ".parquet" else source.picture_folder(file, ["images"])
         questions.append(_mmmu_question(fields_of(unpack_pictures(value, store)), root, f"{file}, row {number}"))
     return QuestionSet(f"mmmu-{path.resolve().stem}", questions)

@@ -1,21 +1,24 @@
 """VQAv2, TextVQA and VizWiz: questions with the answers of ten people, in their official files. Opens no picture.
 
 v2_OpenEnded_mscoco_val2014_questions.json, v2_mscoco_val2014_annotations.json, val2014/COCO_val2014_000000000042.jpg     VQAv2 (visualqa.org)
-TextVQA_0.5.1_val.json, train_images/<image_id>.jpg                                                                      TextVQA (textvqa.org)
+TextVQA_0.5.1_val.json, TextVQA_Rosetta_OCR_v0.2_val.json, train_images/<image_id>.jpg                                   TextVQA (textvqa.org)
 val.json, val/VizWiz_val_00000000.jpg                                                                                    VizWiz (vizwiz.org)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlm.data.formats.base import shown
-from vlm.data.questions.base import SHORT_ANSWER, Question, QuestionSet, QuestionSpec, Source, annotators_of, rows_of, split_of, word_of
+from vlm.data.questions.base import SHORT_ANSWER, Question, QuestionSet, QuestionSpec, Source, annotators_of, rows_of, split_of, value_of, word_of
 from vlm.errors import DataFormatError
 
 VQA_SPLITS = ("val2014", "train2014", "test-dev2015", "test2015")
 WORD_OF_QUESTIONS = "OpenEnded_mscoco_{split}_questions.json"
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."  # LLaVA 1.5's
+OCR_LINE = "\nReference OCR token: {}"  # LLaVA's llava_textvqa_val_v051_ocr.jsonl; it stays where nothing was read, as in lmms-eval
+ROSETTA = "TextVQA_Rosetta_OCR_v0.2_"
 NUMBER_DIGITS = 12  # of COCO's file names
 
 
@@ -44,7 +47,16 @@ def open_vqav2(source: Source) -> QuestionSet:
         answers, groups = _annotation(*known[number]) if known is not None else ((), {})
         image = _coco_picture(source, file, word_of(row, "image_id", where))
         questions.append(Question(id=number, text=word_of(row, "question", where), images=(image,), answers=answers, groups=groups))
-    return QuestionSet(file.stem.removesuffix("_questions"), questions)
+    return QuestionSet(file.stem.removesuffix("_questions"), questions, not_asked=_rest_of_test(file, questions))
+
+
+def _rest_of_test(file: Path, asked: Sequence[Question]) -> list[str]:
+    """Beside test-dev's questions, those of the whole test split: the server takes answers to test-dev with empty ones to the others."""
+    whole = file.with_name(file.name.replace("test-dev2015", "test2015"))
+    if whole == file or not whole.is_file():
+        return []
+    known = {question.id for question in asked}
+    return [number for where, row in rows_of(whole, "questions") if (number := word_of(row, "question_id", where)) not in known]
 
 
 def _annotation(where: str, row: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -60,19 +72,59 @@ def _coco_picture(source: Source, file: Path, number: str) -> Path:
 
 def open_textvqa(source: Source) -> QuestionSet:
     """TextVQA from its JSON file or the folder of it."""
-    split = split_of(source, ("val", "train", "test"))
-    file = source.file([f"TextVQA_0.5.1_{split}.json"])
+    file = _textvqa_file(source)
+    return QuestionSet(file.stem, [_textvqa_question(row, where, source, file) for where, row in rows_of(file, "data")])
+
+
+def open_textvqa_ocr(source: Source) -> QuestionSet:
+    """TextVQA with the words that a text reader found in the picture below each question, as LLaVA 1.5 is asked.
+
+    They are in the rows (`ocr_tokens`) or in the file of Rosetta's words beside it.
+
+    Raises:
+        DataFormatError: If they are in neither.
+    """
+    file = _textvqa_file(source)
+    rows = list(rows_of(file, "data"))
+    with_words = rows if all("ocr_tokens" in row for _, row in rows) else rows_of(_rosetta_file(file), "data")
+    words = {word_of(row, "image_id", where): _ocr_tokens(row, where) for where, row in with_words}
+    questions = []
+    for where, row in rows:
+        question, image = _textvqa_question(row, where, source, file), word_of(row, "image_id", where)
+        if image not in words:
+            raise DataFormatError(f"{where}: the file of OCR tokens has no picture {image!r}. Take the file of the same split.")
+        questions.append(replace(question, text=question.text + OCR_LINE.format(", ".join(words[image]))))
+    return QuestionSet(f"{file.stem}-ocr", questions)
+
+
+def _textvqa_file(source: Source) -> Path:
+    return source.file([f"TextVQA_0.5.1_{split_of(source, ('val', 'train', 'test'))}.json"])
+
+
+def _textvqa_question(row: Mapping[str, Any], where: str, source: Source, file: Path) -> Question:
     folder = source.picture_folder(file, ["train_images" if "test" not in file.name else "test_images", "images"])
-    questions = [
-        Question(
-            id=word_of(row, "question_id", where),
-            text=word_of(row, "question", where),
-            images=(folder / f"{word_of(row, 'image_id', where)}.jpg",),
-            answers=annotators_of(row, where),
+    return Question(
+        id=word_of(row, "question_id", where),
+        text=word_of(row, "question", where),
+        images=(folder / f"{word_of(row, 'image_id', where)}.jpg",),
+        answers=annotators_of(row, where),
+    )
+
+
+def _rosetta_file(file: Path) -> Path:
+    path = file.with_name(f"{ROSETTA}{file.stem.rpartition('_')[2]}.json")
+    if not path.is_file():
+        raise DataFormatError(
+            f"{file} has no OCR tokens: its rows lack 'ocr_tokens', and {path.name} is not beside it. Put it there, or take textvqa."
         )
-        for where, row in rows_of(file, "data")
-    ]
-    return QuestionSet(file.stem, questions)
+    return path
+
+
+def _ocr_tokens(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    tokens = value_of(row, "ocr_tokens", where)
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise DataFormatError(f"{where}: 'ocr_tokens' is not a list of texts: found {shown(tokens)}.")
+    return tuple(tokens)
 
 
 def open_vizwiz(source: Source) -> QuestionSet:
@@ -91,7 +143,7 @@ def open_vizwiz(source: Source) -> QuestionSet:
 
 
 def open_gqa(source: Source) -> QuestionSet:
-    """GQA from a file of questions or the folder of it; of a file with all questions, the balanced ones, which alone are scored.
+    """GQA from a file of questions or the folder of it; of all questions with answers the balanced ones, which alone are scored; without, all of them.
 
     Raises:
         DataFormatError: If the file is not an object of questions by id.
@@ -105,7 +157,7 @@ def open_gqa(source: Source) -> QuestionSet:
         if not isinstance(row, dict):
             raise DataFormatError(f"{file}: the question {number} is not an object: found {shown(row)}.")
         where = f"{file}, question {number}"
-        if row.get("isBalanced", True):
+        if row.get("isBalanced", True) or "answer" not in row:  # the server wants every question of its file
             image = folder / f"{word_of(row, 'imageId', where)}.jpg"
             answers = (word_of(row, "answer", where),) if "answer" in row else ()
             questions.append(Question(id=number, text=word_of(row, "question", where), images=(image,), answers=answers, groups=_types(row)))
@@ -114,7 +166,11 @@ def open_gqa(source: Source) -> QuestionSet:
 
 def _types(row: Mapping[str, Any]) -> dict[str, str]:
     types = row.get("types")
-    return {f"{kind} type": types[kind] for kind in ("structural", "semantic") if kind in types} if isinstance(types, dict) else {}
+    if not isinstance(types, dict):
+        return {}
+    groups = {f"{kind} type": str(types[kind]) for kind in ("structural", "semantic") if types.get(kind)}
+    kind = groups.get("structural type")
+    return ({"answer type": "open" if kind == "query" else "binary"} if kind else {}) | groups  # as GQA's script splits them
 
 
 def open_pope(source: Source) -> QuestionSet:
@@ -162,6 +218,12 @@ SPECS = {
         prompt=f"{{question}}\n{SHORT_ANSWER}",
         measure="textvqa",
         description="TextVQA: questions about text in pictures, without OCR tokens.",
+    ),
+    "textvqa-ocr": QuestionSpec(
+        open=open_textvqa_ocr,
+        prompt=f"{{question}}\n{SHORT_ANSWER}",
+        measure="textvqa",
+        description="TextVQA: the same with OCR tokens below each question, as LLaVA's published numbers have it.",
     ),
     "vizwiz": QuestionSpec(
         open=open_vizwiz,

@@ -37,6 +37,7 @@ class Measure:
     Attributes:
         measure: Questions with references, and the answers.
         submission: One row of the file that the benchmark's server takes, from the question and the answer; None where there is no such server.
+        one_object: The server's file is one object with the members of all rows, instead of a list of rows.
         right_from: Score from which an answer counts as right; None where there is no right and wrong.
         note: What a reader of the numbers must know, in one sentence.
         aliases: Other names.
@@ -45,6 +46,7 @@ class Measure:
     measure: Callable[[Sequence[Question], Sequence[str]], Measured]
     note: str
     submission: Callable[[Question, str], Mapping[str, object]] | None = None
+    one_object: bool = False
     right_from: float | None = 0.5
     aliases: tuple[str, ...] = field(default=())
 

@@ -96,6 +96,11 @@ def _results(answer: str) -> list[str]:
     return results or [answer]
 
 
+def _submitted(question: Question, answer: str) -> dict[str, object]:
+    """A row of MMMU's file: the letter, or the answer to an open question."""
+    return {question.id: mmmu_letter(answer, question.choices, question.letters) if question.choices else answer}
+
+
 def _by(read_letter: Callable[[str, Sequence[str], Sequence[str]], str]) -> Callable[[Sequence[Question], Sequence[str]], Measured]:
     def measure(questions: Sequence[Question], answers: Sequence[str]) -> Measured:
         read = [read_letter(answer, q.choices, q.letters) if q.choices else answer for q, answer in zip(questions, answers, strict=True)]
@@ -122,6 +127,8 @@ SPECS = {
     ),
     "mmmu": Measure(
         measure=_by(mmmu_letter),
+        submission=_submitted,
+        one_object=True,
         note="Letters and open answers are read by MMMU's rules. Unread answers count as wrong; MMMU's own script draws a letter for them.",
     ),
     "choices": Measure(measure=_by(any_letter), note="Unread: answers in which no option is found; they count as wrong."),

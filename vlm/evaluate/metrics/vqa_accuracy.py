@@ -117,7 +117,7 @@ SPECS = {
     "textvqa": Measure(
         measure=_by(textvqa_accuracy, evalai_normalized),
         submission=lambda question, answer: {"question_id": _number(question.id), "answer": evalai_normalized(answer)},
-        note="Accuracy of the VQA challenge with MMF's normalization of all answers. LLaVA's published numbers give the model OCR tokens as well.",
+        note="Accuracy of the VQA challenge with MMF's normalization of all answers. LLaVA's published numbers have OCR tokens in the prompt: textvqa-ocr.",
     ),
     "vizwiz": Measure(
         measure=_by(vizwiz_accuracy, lambda answer: vqa_normalized(evalai_normalized(answer))),
