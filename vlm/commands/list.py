@@ -17,7 +17,7 @@ class Arguments:
     json: bool = False
     """Print JSON instead of tables."""
     markdown: bool = False
-    """Print the component tables of README.md."""
+    """Print the tables of docs/components.md."""
 
 
 def main(argv: Sequence[str]) -> None:

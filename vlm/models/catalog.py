@@ -336,7 +336,7 @@ def tree(module: nn.Module, path: str, *, depth: int = TREE_DEPTH) -> list[tuple
 
 
 def markdown(columns_left_out: frozenset[str] = frozenset({"source", "license", "answer"})) -> str:
-    """The tables of README.md: what can be composed, as Markdown."""
+    """The tables of docs/components.md: what can be composed, as Markdown."""
     sections = []
     listed = {kind: LISTERS[kind]() for kind in ("vision", "language", "image", "text", "connectors")} | {
         "contrastive presets": contrastive_rows(),
