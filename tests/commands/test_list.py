@@ -76,6 +76,13 @@ def test_json_has_every_kind_and_entry(capsys):
     assert {"ran_with_real_weights", "license", "source", "parameters"} <= listed["vision"][0].keys()
 
 
+def test_parts_without_published_weights_have_random_ones():
+    sources = {
+        kind: [row["source"] for row in rows if row["name"].startswith("tiny-")] for kind, rows in list_components().items() if "source" in rows[0]
+    }
+    assert {kind: set(found) for kind, found in sources.items()} == {kind: {"random"} for kind in ("vision", "language", "image", "text")}
+
+
 def test_unknown_kind_gets_the_nearest(capsys):
     assert main(["list", "conectors"]) == 2
     assert "Did you mean 'connectors'" in capsys.readouterr().err
