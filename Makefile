@@ -30,6 +30,7 @@ check: $(DEV) ## what CI checks before the tests: style, types, layers
 	$(BIN)/lint-imports
 
 install: $(DEV) ## .venv with everything that tests and checks need
+	@command -v vlm >/dev/null || echo 'Put vlm on your PATH: source .venv/bin/activate'
 
 clean: ## remove caches and .venv; runs/ and data/ stay
 	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache build *.egg-info

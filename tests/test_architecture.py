@@ -1,4 +1,4 @@
-"""Rules of the code base that no linter knows: sizes, headings, mirrored tests, light imports, a complete file tree in the README.
+"""Rules of the code base that no linter knows: sizes, headings, mirrored tests, light imports, a complete file tree in docs/file-tree.md.
 
 The layers are import-linter's, style and banned imports ruff's; both run in `make check`.
 """
@@ -112,20 +112,20 @@ def test_light_entry_takes_less_than_three_tenths_of_a_second(arguments: list[st
     assert best < MAX_STARTUP_SECONDS
 
 
-def test_readme_has_a_line_for_every_file():
-    described = described_files((ROOT / "README.md").read_text(encoding="utf-8"))
+def test_file_tree_has_a_line_for_every_file():
+    described = described_files((ROOT / "docs" / "file-tree.md").read_text(encoding="utf-8"))
     files = {relative(path) for path in (ROOT / "vlm").rglob("*") if path.is_file() and path.suffix != ".pyc" and path.name != "__init__.py"}
     missing, gone = sorted(files - described.keys()), sorted(described.keys() - files)
     mute = sorted(path for path, words in described.items() if not words)
-    assert not (missing or gone or mute), f"README's file tree lacks {missing}, describes what is not there: {gone}, says nothing about {mute}"
+    assert not (missing or gone or mute), f"docs/file-tree.md lacks {missing}, describes what is not there: {gone}, says nothing about {mute}"
 
 
-def described_files(readme: str) -> dict[str, str]:
-    """Files of the package in README's tree, with what is said of each: the lines of the code block with `vlm/`, nested by indentation.
+def described_files(page: str) -> dict[str, str]:
+    """Files of the package in the page's tree, with what is said of each: the lines of the code block with `vlm/`, nested by indentation.
 
     An `__init__.py` has no line: its folder's line stands for it.
     """
-    block = re.search(r"^```\w*\n((?:(?!```).*\n)*?[^\w\n]*vlm/(?:.*\n)*?)```", readme, re.MULTILINE)
+    block = re.search(r"^```\w*\n((?:(?!```).*\n)*?[^\w\n]*vlm/(?:.*\n)*?)```", page, re.MULTILINE)
     described: dict[str, str] = {}
     folders: list[tuple[int, str]] = []
     for line in block[1].splitlines() if block else []:

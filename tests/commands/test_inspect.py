@@ -1,9 +1,11 @@
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from vlm.__main__ import main
 from vlm.backbones.lora import is_lora
+from vlm.commands import terminal
 from vlm.conf.presets import PRESETS
 from vlm.models.build import build
 
@@ -84,3 +86,11 @@ def test_preset_with_an_adapter_on_the_vision_backbone_counts_it(monkeypatch):
     monkeypatch.setattr("vlm.models.catalog.PRESETS", {"tiny/finetune": replace(preset, model=model, stage=stage)})
     count = 4 * 2 * (2 * 3 * 16 + 16)  # four projections of two layers of width 16: two matrices and the lengths of the rows
     assert f"rank-3 adapter of vision (dora) at 0.0001 ({count:,})" in inspect("tiny/finetune").facts["trained"]
+
+
+def test_narrow_terminal_folds_names_and_cuts_no_number(capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "console", lambda: Console(width=60, highlight=False))
+    assert main(["inspect", "phi2-siglip/finetune"]) == 0
+    said = capsys.readouterr().out
+    assert "…" not in said
+    assert all(number in said for number in ("428,225,600", "2,779,683,840", "131,123,200"))

@@ -2,15 +2,18 @@ import json
 import re
 
 import pytest
+from rich.console import Console
 
 from vlm.__main__ import main
 from vlm.backbones.image import IMAGE
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.vision import VISION
+from vlm.commands import terminal
 from vlm.conf.contrastive_presets import CONTRASTIVE_PRESETS
 from vlm.conf.presets import PRESETS
 from vlm.connectors import CONNECTORS
 from vlm.data.datasets import DATASETS
+from vlm.models.catalog import list_components
 
 KINDS = {
     "vision": VISION,
@@ -73,6 +76,26 @@ def test_json_has_every_kind_and_entry(capsys):
     assert {"ran_with_real_weights", "license", "source", "parameters"} <= listed["vision"][0].keys()
 
 
+def test_parts_without_published_weights_have_random_ones():
+    sources = {
+        kind: [row["source"] for row in rows if row["name"].startswith("tiny-")] for kind, rows in list_components().items() if "source" in rows[0]
+    }
+    assert {kind: set(found) for kind, found in sources.items()} == {kind: {"random"} for kind in ("vision", "language", "image", "text")}
+
+
 def test_unknown_kind_gets_the_nearest(capsys):
     assert main(["list", "conectors"]) == 2
     assert "Did you mean 'connectors'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["vision", "language", "image", "text"])
+def test_narrow_terminal_gets_fewer_columns_and_no_folded_row(kind, capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "console", lambda: Console(width=80, highlight=False))
+    assert main(["list", kind]) == 0
+    said = capsys.readouterr().out
+    entries = list_components(kind)[kind]
+    lines = [line.split() for line in said.splitlines()]
+    first = next(i for i, words in enumerate(lines) if words[:1] == [entries[0]["name"]])
+    for words, entry in zip(lines[first : first + len(entries)], entries, strict=True):  # a line for each entry, one below the other
+        assert words[0] == entry["name"] and f"{entry['parameters']:,}" in words
+    assert "left out, as the terminal is narrow: license, source" in said and "--json has them" in said

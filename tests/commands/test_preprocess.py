@@ -31,6 +31,7 @@ def test_what_was_written_is_said_and_found_again(tmp_path: Path, capsys: pytest
         "MIT",
         f"vlm data check {tmp_path}",
         "vlm data show",
+        "# or the preset that you will train",
     ):
         assert words in said
     main(["--dataset_id", "easy-vqa-captions", "--root_dir", str(tmp_path)])

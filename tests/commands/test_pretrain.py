@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from captioned_squares import write_squares
 from tiny_data import losses, metrics
 
 from vlm.__main__ import main
@@ -22,6 +23,15 @@ def test_command_prints_the_run_folder_and_the_line_to_chat(pretrain, data, caps
     assert said.out.splitlines()[0] == "runs/tiny+align+x7"
     assert "vlm chat runs/tiny+align+x7 --image" in said.out
     assert "tiny+align+x7 2/2  loss" in said.err
+
+
+def test_contrastive_run_ends_with_the_line_to_measure_it_on_its_validation_set(pretrain, tmp_path, capsys):
+    train, held_out = write_squares(tmp_path / "squares"), write_squares(tmp_path / "squares", "held", tint=99)
+    settings = ("--stage.dataset", train, "--stage.global-batch-size", 6, "--stage.max-steps", 1, "--device", "cpu")
+    assert pretrain("tiny-ape/align", *settings, "--stage.validation", held_out, "--overwrite") == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == f"Measure it: vlm evaluate retrieval {held_out} --model runs/tiny-ape+align+x7"
+    assert main(line.removeprefix("Measure it: vlm ").split()) == 0
 
 
 def test_run_runs_again_from_its_stored_config_and_is_equal(pretrain, data, tmp_path):

@@ -15,8 +15,8 @@ from torch import nn
 from vlm.errors import CheckpointError, MissingPackageError
 
 REMEDY = (
-    "Name a local folder with --model.vision-source or --model.language-source (of contrastive models --model.image-source or --model.text-source), "
-    "or check the network and your login to the hub."
+    "Check the network and your login to the hub, or name a local folder: --model.vision-source or --model.language-source of `vlm pretrain` "
+    "(of contrastive models --model.image-source or --model.text-source), or vision_source and so on of `vlm.load`."
 )
 
 

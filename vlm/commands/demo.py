@@ -1,5 +1,8 @@
 """`vlm demo`: real data, two stages of training and a contrastive model, evaluation on held-out pictures, a report. Calls the product's own commands."""
 
+import os
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -115,4 +118,10 @@ def _report(align: TrainConfig, finetune: TrainConfig, retrieval: "HeldOutRetrie
     write(results, retrieval, folder, runs=(align.run_dir, finetune.run_dir), watch=watch, seed=arguments.seed, chat_line=chat_line)
     for table in (*results.tables(), retrieval.table()):
         console().print(table.for_terminal())
-    print(f"{results.verdict()}\n\n{folder / 'report.html'}\n{folder / 'summary.json'}\n\nTalk to it: {chat_line}")
+    print(f"{results.verdict()}\n\n{folder / 'report.html'}\n{folder / 'summary.json'}\n\n{activation()}Talk to it: {chat_line}")
+
+
+def activation() -> str:
+    """The line that lets a shell find `vlm`, where it does not: `make demo` runs it out of .venv/bin."""
+    activate = Path(sys.prefix) / "bin" / "activate"
+    return f"Put vlm on your PATH: source {os.path.relpath(activate)}\n" if activate.is_file() and not shutil.which("vlm") else ""

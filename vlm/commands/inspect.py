@@ -32,8 +32,8 @@ def main(argv: Sequence[str]) -> None:
     if not shown.tree:
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("module", no_wrap=True)
-    table.add_column("class", no_wrap=True)
+    table.add_column("module", overflow="fold")
+    table.add_column("class", overflow="fold")
     table.add_column("parameters", justify="right", no_wrap=True)
     for path, kind, count in shown.tree:
         table.add_row(path, kind, f"{count:,}")

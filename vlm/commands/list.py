@@ -3,9 +3,14 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from vlm.conf.cli import Positional, parse
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+DISPENSABLE = ("license", "source", "aliases", "paper", "ran_with_real_weights", "template")  # what a narrow terminal goes without, in this order
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,7 @@ class Arguments:
     json: bool = False
     """Print JSON instead of tables."""
     markdown: bool = False
-    """Print the component tables of README.md."""
+    """Print the tables of docs/components.md."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -50,20 +55,40 @@ PRINTERS = {"presets": _print_presets}  # kinds that have a better form than a r
 
 
 def _print_table(kind: str, rows: list[dict[str, Any]], open_names: Sequence[str]) -> None:
+    from vlm.commands.terminal import console
+
+    out = console()
+    shown = list(rows[0]) if rows else []
+    left_out = []
+    for column in DISPENSABLE:
+        if column in shown and _width(_table(kind, rows, shown)) > out.width:
+            shown.remove(column)
+            left_out.append(column.replace("_", " "))
+    out.print(_table(kind, rows, shown))
+    if left_out:
+        out.print(f"  left out, as the terminal is narrow: {', '.join(left_out)}; --json has them\n", markup=False, soft_wrap=True)
+    if open_names:
+        out.print(f"  also by name: {', '.join(open_names)}\n", markup=False, soft_wrap=True)
+
+
+def _table(kind: str, rows: list[dict[str, Any]], columns: Sequence[str]) -> "Table":
     from rich import box
     from rich.table import Table
 
-    from vlm.commands.terminal import console
-
     table = Table(title=kind, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in rows[0] if rows else ():
+    for column in columns:
         number = isinstance(rows[0][column], int)
         table.add_column(column.replace("_", " "), overflow="fold", no_wrap=number or column == "name", justify="right" if number else "left")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    console().print(table)
-    if open_names:
-        console().print(f"  also by name: {', '.join(open_names)}\n", markup=False, soft_wrap=True)
+        table.add_row(*(_cell(row[column]) for column in columns))
+    return table
+
+
+def _width(table: "Table") -> int:
+    """Columns of a terminal that a table takes without folding a cell."""
+    from rich.console import Console
+
+    return Console(width=10_000).measure(table).maximum
 
 
 def _cell(value: Any) -> str:

@@ -133,7 +133,7 @@ def print_prepared(prepared: "Prepared") -> None:
     if prepared.kept:
         print(f"  kept     {len(prepared.kept)} archive(s) and folder(s) extracted from them, in {prepared.kept[0].parent}")
     folder = shlex.quote(str(prepared.folder))
-    print(f"  next     vlm data check {folder}\n           vlm data show {folder} --preset tiny/align -n 8")
+    print(f"  next     vlm data check {folder}\n           vlm data show {folder} --preset tiny/align -n 8   # or the preset that you will train")
 
 
 def in_one_line(prepared: "Prepared") -> str:

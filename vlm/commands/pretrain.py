@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
         print(
             f'Talk to it: vlm chat {run_dir} --image PICTURE "What is this?"'
             if talks
-            else f"Measure it: vlm evaluate retrieval DATASET --model {run_dir}"
+            else f"Measure it: vlm evaluate retrieval {config.stage.validation or 'DATASET'} --model {run_dir}"
         )
 
 

@@ -29,7 +29,7 @@ def show_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str
     print_to.print(caption)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
+        table.add_column(column, justify="right" if i else "left", overflow="fold")  # models whose names are cut look alike
     for row in rows:
         table.add_row(*row)
     print_to.print(table)

@@ -27,7 +27,7 @@ class Table:
 
         table = RichTable(title=self.caption, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for i, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if i else "left")
+            table.add_column(column, justify="right" if i else "left", overflow="fold")  # models whose names are cut look alike
         for row in self.rows:
             table.add_row(*row)
         return table

@@ -43,7 +43,7 @@ def list_components(kind: str | None = None) -> dict[str, list[dict[str, Any]]]:
 def _vision() -> list[dict[str, Any]]:
     def row(name: str, spec: Any) -> dict[str, Any]:
         sizes = {"pixels": spec.image_size, "patches": spec.num_patches, "width": spec.width, "parameters": spec.num_parameters}
-        return {"name": name, **sizes, "source": spec.source, "license": spec.license, **_ran("vision", name), "aliases": list(spec.aliases)}
+        return {"name": name, **sizes, "source": _source(spec), "license": spec.license, **_ran("vision", name), "aliases": list(spec.aliases)}
 
     return [row(name, spec) for name, spec in VISION.items()]
 
@@ -52,7 +52,7 @@ def _language() -> list[dict[str, Any]]:
     def row(name: str, spec: Any) -> dict[str, Any]:
         template = spec.template.name if spec.template else ""
         sizes = {"context": spec.max_length, "width": spec.width, "parameters": spec.num_parameters, "template": template}
-        return {"name": name, **sizes, "source": spec.source, "license": spec.license, **_ran("language", name), "aliases": list(spec.aliases)}
+        return {"name": name, **sizes, "source": _source(spec), "license": spec.license, **_ran("language", name), "aliases": list(spec.aliases)}
 
     return [row(name, spec) for name, spec in LANGUAGE.items()]
 
@@ -60,7 +60,7 @@ def _language() -> list[dict[str, Any]]:
 def _image() -> list[dict[str, Any]]:
     def row(name: str, spec: Any) -> dict[str, Any]:
         sizes = {"pixels": spec.image_size, "resize": spec.image_policy.mode, "width": spec.width, "parameters": spec.num_parameters}
-        return {"name": name, **sizes, "source": str(spec.source), "license": spec.license, **_ran("image", name), "aliases": list(spec.aliases)}
+        return {"name": name, **sizes, "source": _source(spec), "license": spec.license, **_ran("image", name), "aliases": list(spec.aliases)}
 
     return [row(name, spec) for name, spec in IMAGE.items()]
 
@@ -68,7 +68,7 @@ def _image() -> list[dict[str, Any]]:
 def _text() -> list[dict[str, Any]]:
     def row(name: str, spec: Any) -> dict[str, Any]:
         sizes = {"tokens": spec.max_length, "width": spec.width, "parameters": spec.num_parameters}
-        return {"name": name, **sizes, "source": spec.source, "license": spec.license, **_ran("text", name), "aliases": list(spec.aliases)}
+        return {"name": name, **sizes, "source": _source(spec), "license": spec.license, **_ran("text", name), "aliases": list(spec.aliases)}
 
     return [row(name, spec) for name, spec in TEXT.items()]
 
@@ -120,6 +120,11 @@ OPEN: dict[str, Registry[Any]] = {"vision": VISION, "language": LANGUAGE, "image
 def open_names(kind: str) -> tuple[str, ...]:
     """Forms of the names that a kind of component answers to without listing them, such as `timm:<name>`."""
     return OPEN[kind].open_names if kind in OPEN else ()
+
+
+def _source(spec: Any) -> str:
+    """Where the weights come from; of entries without published ones, that they are random."""
+    return str(spec.source or "random")
 
 
 def _ran(kind: str, name: str) -> dict[str, str]:
@@ -319,7 +324,7 @@ def _without_weights(config: VisionLanguageConfig, parts: Composition) -> dict[s
 
 def _origin(spec: Any) -> dict[str, str]:
     count = "not known before the download" if spec.num_parameters is None else f"{spec.num_parameters:,}"
-    return {"parameters": count, "source": str(spec.source), "license": spec.license, "paper": spec.paper}
+    return {"parameters": count, "source": _source(spec), "license": spec.license, "paper": spec.paper}
 
 
 def tree(module: nn.Module, path: str, *, depth: int = TREE_DEPTH) -> list[tuple[str, str, int]]:
@@ -336,7 +341,7 @@ def tree(module: nn.Module, path: str, *, depth: int = TREE_DEPTH) -> list[tuple
 
 
 def markdown(columns_left_out: frozenset[str] = frozenset({"source", "license", "answer"})) -> str:
-    """The tables of README.md: what can be composed, as Markdown."""
+    """The tables of docs/components.md: what can be composed, as Markdown."""
     sections = []
     listed = {kind: LISTERS[kind]() for kind in ("vision", "language", "image", "text", "connectors")} | {
         "contrastive presets": contrastive_rows(),

@@ -1,0 +1,27 @@
+import io
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from vlm.commands import terminal
+from vlm.evaluate.report import Table
+
+MODELS = ("runs/noisy-captions+align+x7", "runs/noisy-captions-kept+align+x7")
+COLUMNS = ("model", "caption to picture R@1", "picture to caption R@1")
+ROWS = [(model, "15.5 (10.1 to 22.5)", "14.7 (9.3 to 20.9)") for model in MODELS]
+
+
+@pytest.mark.parametrize(
+    "show",
+    [lambda out: terminal.show_table("recalls", COLUMNS, ROWS), lambda out: out.print(Table("recalls", COLUMNS, ROWS).for_terminal())],
+    ids=["show_table", "Table"],
+)
+def test_narrow_terminal_folds_the_names_of_models_and_cuts_none(show: Callable[[Console], None], monkeypatch: pytest.MonkeyPatch):
+    out = Console(file=io.StringIO(), width=50, highlight=False)
+    monkeypatch.setattr(terminal, "console", lambda: out)
+    show(out)
+    said = out.file.getvalue()
+    first = "".join(line.split("  ")[0].strip() for line in said.splitlines())
+    assert "…" not in said
+    assert all(model in first for model in MODELS)
