@@ -121,8 +121,11 @@ def test_logits_and_loss_are_the_originals(opened, run):
     pixels = torch.cat([one.pixels for one in examples])
     assert torch.equal(pixels, torch.from_numpy(expected["pixel_values"][[0, 2]]))
     torch.testing.assert_close(model.vision(pixels), torch.from_numpy(expected["patch_features"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.connector(model.vision(pixels)), torch.from_numpy(expected["projected_patches"]), atol=1e-5, rtol=0)
     batch = batch_of(model, examples)
     logits = model.language.logits(model.hidden(batch).flatten(0, 1)).unflatten(0, batch.ids.shape)
+    for i in (0, 2):
+        torch.testing.assert_close(logits[i, model.tokens_per_tile], torch.from_numpy(expected["last_patch_logits"][i]), atol=1e-5, rtol=0)
     for i, one in enumerate(examples):
         positions = expected["logit_positions"][expected["logit_positions"] < expected["lengths"][i]]
         seen = logits[i, : len(one.ids)][text_of(model, one.ids)][positions]
@@ -168,6 +171,28 @@ def test_greedy_answers_are_the_originals(opened, run, asked, case):
         first = model.language.model(inputs_embeds=embeds, attention_mask=mask).logits[:, -1]
     assert answer == tokens
     torch.testing.assert_close(first, torch.from_numpy(expected[f"gen_{case}_scores"]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("run", FINETUNED)
+@torch.inference_mode()
+def test_each_pinned_answer_follows_from_its_ids(opened, run):
+    """The picture stands behind the first id; `_long` cases may not end within 12 tokens."""
+    model, expected = opened(run), golden(run)
+    cases = json.loads(str(expected["generate_json"]))
+    assert len(cases) == 7
+    for case in cases:
+        picture = load_image(GOLDEN / "data" / rows()[int(case[7])]["image"])
+        picture = picture.point(lambda _: 0) if "black" in case else picture
+        patches = model.connector(model.vision(to_tiles(picture, model.image_policy)[0]))
+        text = model.language.embed(torch.from_numpy(expected[f"gen_{case}_input_ids"])[None])
+        embeds = torch.cat([text[:, :1], patches, text[:, 1:]], dim=1)
+        least = {"min_new_tokens": 12} if "long" in case else {}
+        settings = {"max_new_tokens": 12, "do_sample": False, "return_dict_in_generate": True, "output_scores": True} | least
+        done = model.language.model.generate(inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64), **settings)
+        assert done.sequences[0].tolist() == expected[f"gen_{case}_tokens"].tolist(), case
+        scores = torch.from_numpy(expected[f"gen_{case}_scores"])
+        assert bool(scores.isneginf().any()) == ("long" in case)
+        torch.testing.assert_close(done.scores[0], scores, atol=1e-5, rtol=0)
 
 
 def test_imported_model_answers_questions(opened):
