@@ -92,7 +92,9 @@ def writing(out: Path) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def finish(folder: Path, config: VisionLanguageConfig, connector: Mapping[str, Tensor], adapters: Mapping[str, Tensor] | None = None) -> None:
+def finish(
+    folder: Path, config: VisionLanguageConfig, connector: Mapping[str, Tensor], adapters: Mapping[str, Tensor] | None = None, *, origin: Path
+) -> None:
     """Write connector, adapters and `model.json` beside the towers, once the whole model has been built of them.
 
     Args:
@@ -100,6 +102,7 @@ def finish(folder: Path, config: VisionLanguageConfig, connector: Mapping[str, T
         config: The composition; towers inside the folder by `checkpoint.INSIDE`.
         connector: The connector's weights, by its own names.
         adapters: The language model's adapter, by its own names.
+        origin: Where connector and adapter come from, for messages.
 
     Raises:
         CheckpointError: If a weight is missing, unknown or of another shape.
@@ -107,13 +110,8 @@ def finish(folder: Path, config: VisionLanguageConfig, connector: Mapping[str, T
     model = build(checkpoint.anchored(config, folder), precision="bf16")  # fingerprints are of values in bf16; half the memory
     state = {f"connector.{name}": tensor for name, tensor in connector.items()} | {f"language.{name}": t for name, t in (adapters or {}).items()}
     expected = checkpoint.trained_state(model)
-    check(
-        state,
-        expected,
-        what="connector, or of the adapter," if adapters else "connector",
-        origin=folder,
-        remedy="Name the towers that it was trained with.",
-    )
+    what = "connector and adapter" if adapters else "connector"
+    check(state, expected, what=what, origin=origin, remedy="Name the towers that it was trained with.")
     checkpoint.write_model(state, checkpoint.model_values(model, config), folder)
 
 

@@ -76,7 +76,7 @@ def import_huggingface(path: Path, out: Path, sources: Sources, *, templates: Se
             resize=resize_of(processor, config.vision_config.model_type),  # type: ignore[arg-type]
             template=template,
         )
-        finish(folder, ours, state)
+        finish(folder, ours, state, origin=path)
     return Imported(out, ours)
 
 

@@ -93,7 +93,7 @@ def import_llava(path: Path, out: Path, sources: Sources, *, template: str = "")
             **vision,
             **language,
         )
-        finish(folder, config, state)
+        finish(folder, config, state, origin=path)
     return Imported(out, config, tuple(notes))
 
 

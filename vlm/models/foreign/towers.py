@@ -23,8 +23,8 @@ LANGUAGE_REMEDY = "Name the language model that was trained with --language-sour
 VISION_REMEDY = "Name the vision backbone that was trained with --vision-source."
 
 
-def language_config(source: str, rows: int) -> Any:
-    """transformers' config of a language model, for an embedding table of so many rows.
+def language_config(source: str, rows: int | None = None) -> Any:
+    """transformers' config of a language model, for an embedding table of so many rows; None for its own.
 
     Raises:
         CheckpointError: If there is no config, or it is of no language model.
@@ -35,7 +35,7 @@ def language_config(source: str, rows: int) -> Any:
     config = getattr(config, "text_config", config)
     if not isinstance(getattr(config, "vocab_size", None), int):
         raise CheckpointError(f"{source} is of type {config.model_type!r}, not a language model. {LANGUAGE_REMEDY}")
-    config.vocab_size = rows
+    config.vocab_size = config.vocab_size if rows is None else rows
     return config
 
 
