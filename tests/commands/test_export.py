@@ -55,7 +55,7 @@ def test_what_cannot_be_exported_is_one_line(run, tmp_path, capsys, format):
     assert main(["export", format, str(run), "there"]) == 2
     assert main(["export", format, "nobody", "new"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vlm export:")]
-    assert "there exists; name another folder" in lines[0]
+    assert "there exists. Name a folder that" in lines[0]
     assert "no run that begins with 'nobody'" in lines[1]
     assert not (tmp_path / "new").exists()
 

@@ -4,15 +4,12 @@ A tower that the foreign checkpoint holds, or that ours cannot name, lies in the
 """
 
 import re
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from vlm.backbones.language import LANGUAGE
@@ -69,27 +66,6 @@ class Imported:
     folder: Path
     config: VisionLanguageConfig
     notes: tuple[str, ...] = ()
-
-
-@contextmanager
-def writing(out: Path) -> Iterator[Path]:
-    """A folder under a temporary name, which gets its own when all has gone well, and is removed otherwise.
-
-    Raises:
-        CheckpointError: If the folder exists or cannot be written.
-    """
-    if out.exists():
-        raise CheckpointError(f"{out} exists. Name a folder that does not exist yet.")
-    building = out.with_name(out.name + ".tmp")
-    try:
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        yield building
-        building.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{out} could not be written: {' '.join(str(error).split())[:300]}. Free space, or name another folder.") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def finish(

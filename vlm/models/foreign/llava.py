@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.loading import read_json
+from vlm.backbones.writing import new_folder
 from vlm.conf.schema import LoRAConfig, LoRATowers, VisionLanguageConfig
 from vlm.errors import CheckpointError
 from vlm.models.foreign.adapters import SETTING, in_memory, kept, read_adapter
@@ -31,7 +32,6 @@ from vlm.models.foreign.assemble import (
     frozen_vision,
     published_vision,
     sequential,
-    writing,
 )
 from vlm.models.foreign.tensors import Tensors, one_line, read_folder, read_pickle
 from vlm.models.foreign.towers import (
@@ -86,7 +86,7 @@ def import_llava(path: Path, out: Path, sources: Sources, *, template: str = "")
     tensors = Tensors(_read_tensors(path, whole=whole, adapted=adapted), path)
     notes: list[str] = []
     adapter, lora = {}, LoRAConfig()
-    with writing(out) as folder:
+    with new_folder(out) as folder:
         connector, state = _connector(tensors, values, path)
         vision = _vision(tensors, values, sources, folder / VISION_FOLDER, path)
         if adapted:

@@ -16,6 +16,7 @@ from vlm.backbones.language import LANGUAGE
 from vlm.backbones.loading import Load, is_folder, read_json
 from vlm.backbones.vision import VISION
 from vlm.backbones.vision.base import VisionSpec
+from vlm.backbones.writing import new_folder
 from vlm.conf.schema import LoRAConfig, LoRATowers, VisionLanguageConfig
 from vlm.errors import CheckpointError, ConfigError, UnknownNameError
 from vlm.models.foreign.adapters import setting_of
@@ -31,7 +32,6 @@ from vlm.models.foreign.assemble import (
     folder_word,
     frozen_language,
     sequential,
-    writing,
 )
 from vlm.models.foreign.tensors import Tensors, read_folder, read_pickle
 from vlm.models.foreign.timm_names import Tower, described, from_timm, resized
@@ -104,7 +104,7 @@ def import_prismatic(path: Path, out: Path, sources: Sources, *, asked: bool = F
     sources, found = _with_those_beside(run, sources)
     modules = _read_modules(weights)
     prompts = _known("language model of Prismatic", model["llm_backbone_id"], PROMPTS)
-    with writing(out) as folder:
+    with new_folder(out) as folder:
         vision = _vision(modules, model, sources, folder / VISION_FOLDER)
         language, adapters, lora = _language(modules, model, prompts, sources, folder, weights, lora_alpha)
         connector, state = _projector(modules, model, weights)

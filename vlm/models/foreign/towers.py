@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vlm.backbones.language.base import tokenizer_at
@@ -14,6 +13,7 @@ from vlm.backbones.loading import read_config, read_json
 from vlm.backbones.lora import is_lora
 from vlm.backbones.vision.base import VisionSpec
 from vlm.backbones.vision.huggingface import FAMILIES, FILTERS, FUSED, PREFIX_TOKENS
+from vlm.backbones.writing import write_tensors
 from vlm.errors import CheckpointError
 from vlm.models.foreign.tensors import check, one_line
 
@@ -81,7 +81,7 @@ def write_folder(tensors: Mapping[str, Tensor], config: Any, folder: Path) -> No
     config.save_pretrained(str(folder))
     plan = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=SHARD)
     for file, names in plan.filename_to_tensors.items():
-        save_file({name: tensors[name].contiguous() for name in names}, folder / file, metadata={"format": "pt"})
+        write_tensors({name: tensors[name] for name in names}, folder / file, metadata={"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

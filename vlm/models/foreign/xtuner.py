@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.loading import is_folder, read_json
+from vlm.backbones.writing import new_folder
 from vlm.conf.schema import LoRAConfig, LoRATowers, VisionLanguageConfig
 from vlm.errors import CheckpointError, ConfigError
 from vlm.models.foreign.adapters import in_memory, kept, merged, read_adapter
@@ -29,7 +30,6 @@ from vlm.models.foreign.assemble import (
     frozen_vision,
     published_vision,
     sequential,
-    writing,
 )
 from vlm.models.foreign.huggingface import ACTIVATIONS, import_huggingface
 from vlm.models.foreign.llava import import_llava
@@ -74,7 +74,7 @@ def import_xtuner(path: Path, out: Path, sources: Sources) -> Imported:
 
 
 def _import_own(path: Path, out: Path, sources: Sources) -> Imported:
-    with writing(out) as folder:
+    with new_folder(out) as folder:
         connector, state = _connector(path / "projector")
         vision = _vision(path, sources, folder / VISION_FOLDER)
         language, tokenizer, adapter, lora = _language(path, sources, folder)
