@@ -1,5 +1,6 @@
 """Folders that are there whole or not at all, and the permissions of what is in them."""
 
+import logging
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlm.backbones.writing import new_folder, write_tensors
+from vlm.backbones.writing import new_folder, without_remarks, write_tensors
 from vlm.errors import CheckpointError
 
 
@@ -65,8 +66,18 @@ def test_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12 - 3 * 10**9, 3 * 10**9))
     with (
-        pytest.raises(CheckpointError, match=r"out needs 14.2 GB, and .* has 3 GB left. Free space"),
+        pytest.raises(CheckpointError, match=r"14.2 GB are to be written, and the disk of .* has 3 GB left. Free space"),
         new_folder(tmp_path / "out", num_bytes=14_200_000_000),
     ):
         pytest.fail("entered")
     assert not list(tmp_path.iterdir())
+
+
+def test_libraries_are_muted_and_heard_again(caplog):
+    caplog.set_level(logging.INFO)
+    log = logging.getLogger("a.library")
+    with without_remarks():
+        log.info("saved to out.tmp")
+        log.warning("the disk is slow")
+    log.info("after")
+    assert [record.getMessage() for record in caplog.records] == ["the disk is slow", "after"]

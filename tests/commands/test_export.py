@@ -38,6 +38,7 @@ def test_hf_folder_has_a_card_and_opens_in_transformers(run, tmp_path, capsys):
         )
     )
     assert str(tmp_path.parent) not in card  # no path of this machine
+    assert len({path.stat().st_mode for path in (tmp_path / "mine").iterdir()}) == 1  # weights are as readable as the rest
     LlavaForConditionalGeneration.from_pretrained(tmp_path / "mine")
     AutoProcessor.from_pretrained(tmp_path / "mine")
 

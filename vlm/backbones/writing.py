@@ -1,5 +1,6 @@
 """Folders of weights that are there whole or not at all, and weights in files with the permissions that the user's umask gives. Knows no layout."""
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,20 @@ def refuse_existing(out: Path) -> None:
         raise CheckpointError(f"{out} exists. Name a folder that does not exist yet.")
 
 
+def refuse_full_disk(folder: Path, num_bytes: int) -> None:
+    """Make sure that the disk of a folder has so much space left.
+
+    Raises:
+        CheckpointError: If it has less.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise CheckpointError(
+            f"{num_bytes / GIGABYTE:.3g} GB are to be written, and the disk of {folder.absolute().parent} has {free / GIGABYTE:.3g} GB left. "
+            "Free space, or name another folder."
+        )
+
+
 @contextmanager
 def new_folder(out: Path, *, num_bytes: int = 0) -> Iterator[Path]:
     """A folder under a temporary name, which gets its own when all has gone well, and is removed otherwise.
@@ -40,11 +55,7 @@ def new_folder(out: Path, *, num_bytes: int = 0) -> Iterator[Path]:
     try:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        free = shutil.disk_usage(building).free
-        if free < num_bytes:
-            raise CheckpointError(
-                f"{out} needs {num_bytes / GIGABYTE:.3g} GB, and {building.parent} has {free / GIGABYTE:.3g} GB left. Free space, or name another folder."
-            )
+        refuse_full_disk(building, num_bytes)
         yield building
         for path in building.rglob("*.safetensors"):
             path.chmod(new_file_mode(building))  # written by a library
@@ -65,6 +76,17 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[s
 
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
     path.chmod(new_file_mode(path.parent))
+
+
+@contextmanager
+def without_remarks() -> Iterator[None]:
+    """Mute what libraries say of each file that they write, under a name that it will not keep; warnings pass."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def new_file_mode(folder: Path) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlm.backbones.language.base import HFCausalLM
 from vlm.backbones.language.huggingface import ABOUT_THE_FILE
+from vlm.backbones.writing import without_remarks
 from vlm.messages import IMAGE_PLACEHOLDER
 
 SHARD_SIZE = "5GB"  # transformers' own default
@@ -40,7 +41,8 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
 
     for old in folder.glob("model*.safetensors*"):
         old.unlink()
-    save_torch_state_dict(dict(weights), folder, max_shard_size=SHARD_SIZE)
+    with without_remarks():
+        save_torch_state_dict(dict(weights), folder, max_shard_size=SHARD_SIZE)
 
 
 def exported_tokenizer(language: HFCausalLM, chat_template: str) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlm.backbones.loading import require
 from vlm.backbones.vision.base import TransformersVision
-from vlm.backbones.writing import new_folder
+from vlm.backbones.writing import new_folder, without_remarks
 from vlm.errors import CheckpointError, ConfigError
 from vlm.export.chat_jinja import as_jinja, jinja_losses
 from vlm.export.gguf_tokenizer import vocabulary
@@ -94,8 +94,9 @@ def export_gguf(model: VisionLanguageModel, out: Path, *, name: str, dtype: str 
     language, vision = language_tensors(model, dtype), vision_tensors(model, layers, dtype)
     with new_folder(out, num_bytes=sum(tensor.num_bytes for part in (language, vision) for tensor in part.values())) as folder:
         files = folder / f"{name}-{dtype.upper()}.gguf", folder / f"mmproj-{name}-{dtype.upper()}.gguf"
-        _write_language(model, language, files[0], name=name, dtype=dtype)
-        _write_vision(model, vision, files[1], name=name, dtype=dtype)
+        with without_remarks():
+            _write_language(model, language, files[0], name=name, dtype=dtype)
+            _write_vision(model, vision, files[1], name=name, dtype=dtype)
         rounding = max(read_back(file, tensors) for file, tensors in zip(files, (language, vision), strict=True))
     return GGUFExport((out / files[0].name, out / files[1].name), (len(language), len(vision)), rounding, tuple(_notes(model, layers)))
 

@@ -195,6 +195,11 @@ def test_each_pinned_answer_follows_from_its_ids(opened, run):
         torch.testing.assert_close(done.scores[0], scores, atol=1e-5, rtol=0)
 
 
+def test_original_prompt_that_is_the_trained_one_is_said(tmp_path):
+    done = import_prismatic(GOLDEN / VICUNA, tmp_path / "out", sources(VICUNA), asked=True)
+    assert done.notes == ("--prompt original changes nothing with the template prism-vicuna.",)
+
+
 def test_imported_model_answers_questions(opened):
     picture = load_image(GOLDEN / "data" / rows()[2]["image"])
     assert [opened(run).chat([picture], "What colour is the shape?", max_new_tokens=12) for run in FINETUNED] == ["yellow."] * 3

@@ -123,8 +123,8 @@ def import_prismatic(path: Path, out: Path, sources: Sources, *, asked: bool = F
             **language,
         )
         finish(folder, config, state, adapters, origin=weights)
-    own_alpha = lora_alpha is None and lora.rank > 0
-    return Imported(out, config, (*found, *_notes(config, prompts, model, own_alpha=own_alpha)))
+    notes = _notes(config, prompts, model, own_alpha=lora_alpha is None and lora.rank > 0, asked=asked)
+    return Imported(out, config, (*found, *notes))
 
 
 def _with_those_beside(run: Path, sources: Sources) -> tuple[Sources, tuple[str, ...]]:
@@ -134,8 +134,10 @@ def _with_those_beside(run: Path, sources: Sources) -> tuple[Sources, tuple[str,
     return replace(sources, **own), (note,) if own else ()
 
 
-def _notes(config: VisionLanguageConfig, prompts: Prompts, model: Mapping[str, Any], *, own_alpha: bool) -> tuple[str, ...]:
+def _notes(config: VisionLanguageConfig, prompts: Prompts, model: Mapping[str, Any], *, own_alpha: bool, asked: bool) -> tuple[str, ...]:
     notes = []
+    if asked and config.template != prompts.asked:
+        notes.append(f"--prompt original changes nothing with the template {config.template}.")
     if own_alpha:
         lora = config.lora.language
         notes.append(

@@ -13,7 +13,7 @@ from vlm.backbones.loading import read_config, read_json
 from vlm.backbones.lora import is_lora
 from vlm.backbones.vision.base import VisionSpec
 from vlm.backbones.vision.huggingface import FAMILIES, FILTERS, FUSED, PREFIX_TOKENS
-from vlm.backbones.writing import write_tensors
+from vlm.backbones.writing import refuse_full_disk, write_tensors
 from vlm.errors import CheckpointError
 from vlm.models.foreign.tensors import check, one_line
 
@@ -77,6 +77,7 @@ def write_folder(tensors: Mapping[str, Tensor], config: Any, folder: Path) -> No
     from huggingface_hub import split_torch_state_dict_into_shards
 
     folder.mkdir(parents=True)
+    refuse_full_disk(folder, sum(tensor.nbytes for tensor in tensors.values()))
     config.dtype = next(iter(tensors.values())).dtype
     config.save_pretrained(str(folder))
     plan = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=SHARD)
