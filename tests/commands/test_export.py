@@ -38,6 +38,7 @@ def test_hf_folder_has_a_card_and_opens_in_transformers(run, tmp_path, capsys):
         )
     )
     assert str(tmp_path.parent) not in card  # no path of this machine
+    assert len({path.stat().st_mode for path in (tmp_path / "mine").iterdir()}) == 1  # weights are as readable as the rest
     LlavaForConditionalGeneration.from_pretrained(tmp_path / "mine")
     AutoProcessor.from_pretrained(tmp_path / "mine")
 
@@ -55,7 +56,7 @@ def test_what_cannot_be_exported_is_one_line(run, tmp_path, capsys, format):
     assert main(["export", format, str(run), "there"]) == 2
     assert main(["export", format, "nobody", "new"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vlm export:")]
-    assert "there exists; name another folder" in lines[0]
+    assert "there exists. Name a folder that" in lines[0]
     assert "no run that begins with 'nobody'" in lines[1]
     assert not (tmp_path / "new").exists()
 

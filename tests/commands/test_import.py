@@ -25,6 +25,7 @@ def test_imported_run_chats(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["import", "prismatic", str(GOLDEN / LORA), "mine", *SOURCES]) == 0
     said = capsys.readouterr().out
+    assert len({path.stat().st_mode for path in (tmp_path / "mine").rglob("*") if path.is_file()}) == 1
     assert "asked as it was trained, with a blank token before the answer" in said
     assert "mine: hf:./vision + mlp2x-gelu + hf:./language, template prism-lora-phi-2\nTalk to it: vlm chat mine" in said
     question = ["mine", "What colour is the shape?", "--image", str(GOLDEN / "data" / "images" / "001.png"), "--precision", "fp32"]

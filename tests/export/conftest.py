@@ -1,5 +1,6 @@
 """Tiny models that answer, for exports; code of exported folders goes to a folder of the test."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,5 +40,8 @@ def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from transformers import dynamic_module_utils
 
     folder = tmp_path / "modules"
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)  # from the folder of another test
+    monkeypatch.setattr(sys, "path", list(sys.path))  # to which transformers adds this one
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(folder))
     return folder

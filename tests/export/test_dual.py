@@ -150,7 +150,7 @@ def test_command_exports_a_checkpoint_prints_the_parity_and_overwrites_nothing(c
     assert said[0] == "format transformers" and said[1].startswith("largest difference in fp32: image vectors ") and said[-1] == "out"
     assert any(line.startswith("image processor torchvision: pixels differ by up to") for line in said)
     assert vlm_command(["export", "dual", "heads", "out"]) == 2
-    assert "out exists; name another folder" in capsys.readouterr().err
+    assert "out exists. Name a folder that" in capsys.readouterr().err
     assert vlm_command(["export", "dual", "tiny-clip", "pair"]) == 0
     assert json.loads(Path("pair/config.json").read_text(encoding="utf-8"))["architectures"] == ["CLIPModel"]
     assert vlm_command(["export", "duel", "heads", "out"]) == 2

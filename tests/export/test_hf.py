@@ -139,6 +139,6 @@ def test_export_that_is_another_model_leaves_nothing(answerer, tmp_path, monkeyp
 
 def test_existing_folder_is_kept(answerer, tmp_path):
     (tmp_path / "note").write_text("mine", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="exists; name another folder"):
+    with pytest.raises(CheckpointError, match=r"exists. Name a folder that"):
         export_hf(answerer(), tmp_path)
     assert (tmp_path / "note").read_text(encoding="utf-8") == "mine"

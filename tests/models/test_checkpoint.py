@@ -368,7 +368,7 @@ def test_a_full_disk_leaves_no_half_written_folder_and_earlier_checkpoints_intac
         Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", half_of_it)
+    monkeypatch.setattr(checkpoint, "write_tensors", half_of_it)
     with pytest.raises(CheckpointError, match=r"could not be written: .*No space left on device.*Free space"):
         save(model, config(), tmp_path / "step-2")
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]

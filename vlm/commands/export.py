@@ -88,8 +88,8 @@ def main(argv: Sequence[str]) -> None:
 
 def dual(arguments: DualArguments) -> None:
     """Export a dual encoder; print how equal it is, and the folder last."""
+    from vlm.backbones.writing import refuse_existing
     from vlm.export.dual import export_dual
-    from vlm.export.folder import refuse_existing
     from vlm.models.open import open_dual
 
     refuse_existing(arguments.out)
@@ -108,7 +108,8 @@ def hf(arguments: HFArguments) -> None:
 
     def card(folder: Path, lines: Sequence[str]) -> None:
         tokens = model.tokens_per_tile
-        write_card(folder, checkpoint, config, template=model.template.name, tokens=tokens, lines=lines, code=arguments.with_code)
+        name = arguments.out.absolute().name
+        write_card(folder, checkpoint, config, name=name, template=model.template.name, tokens=tokens, lines=lines, code=arguments.with_code)
 
     done = export_hf(model, arguments.out, dtype=arguments.dtype, allow_lossy=arguments.allow_lossy, with_code=arguments.with_code, card=card)
     print("\n".join([*done.lines(), str(arguments.out)]))
@@ -125,7 +126,7 @@ def gguf(arguments: GGUFArguments) -> None:
 
 def _answerer(arguments: AnswererArguments) -> tuple[Any, Path, Any]:
     """The model in fp32, its checkpoint, and its composition."""
-    from vlm.export.folder import refuse_existing
+    from vlm.backbones.writing import refuse_existing
     from vlm.models import checkpoint
 
     refuse_existing(arguments.out)

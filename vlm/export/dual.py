@@ -1,12 +1,13 @@
 """A dual encoder in the format of another library: written, loaded there, compared, and removed again if it is not the same model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlm.backbones.writing import new_folder, refuse_existing
 from vlm.errors import CheckpointError, ConfigError
-from vlm.export.folder import new_folder, refuse_existing
 from vlm.export.llm2clip_pair import as_llm2clip
-from vlm.export.open_clip_pair import as_open_clip
+from vlm.export.open_clip_pair import CONFIG, as_open_clip
 from vlm.export.parity import Parity, compare
 from vlm.export.transformers_pair import Writer, as_transformers
 from vlm.models.dual_encoder import DualEncoder
@@ -44,12 +45,22 @@ def export_dual(model: DualEncoder, out: Path, *, format: str = AUTO) -> Exporte
     """
     refuse_existing(out)
     chosen, write = _writer(model, format)
-    with new_folder(out):
-        foreign = write(out)
+    with new_folder(out, num_bytes=sum(weight.nbytes for weight in model.parameters())) as folder:
+        foreign = write(folder)
         parity = compare(model, foreign)
         if not parity.is_equal:
             raise CheckpointError(f"The export to {chosen} is not equal to the model, so {out} was removed: {'; '.join(parity.lines())}.")
-    return Exported(chosen, parity, tuple(foreign.notes))
+        places = (str(folder.resolve()), str(out.resolve())), (str(folder), str(out))
+        for path in folder.glob(CONFIG):  # which says where it lies
+            path.write_text(_replaced(path.read_text(encoding="utf-8"), places), encoding="utf-8")
+    return Exported(chosen, parity, tuple(_replaced(note, places) for note in foreign.notes))
+
+
+def _replaced(text: str, places: Sequence[tuple[str, str]]) -> str:
+    """A text with the folder's own name in place of the one that it had while it was made."""
+    for old, new in places:
+        text = text.replace(old, new)
+    return text
 
 
 def _writer(model: DualEncoder, format: str) -> tuple[str, Writer]:

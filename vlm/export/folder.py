@@ -1,55 +1,19 @@
-"""A folder that is written whole or not at all, and the files that every export of a model that answers has: tokenizer, generation config, weights."""
+"""The files that every export of a model that answers has: tokenizer, generation config, weights."""
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from vlm.backbones.language.base import HFCausalLM
 from vlm.backbones.language.huggingface import ABOUT_THE_FILE
-from vlm.errors import CheckpointError
+from vlm.backbones.writing import without_remarks
 from vlm.messages import IMAGE_PLACEHOLDER
 
 SHARD_SIZE = "5GB"  # transformers' own default
-READABLE = 0o644  # safetensors writes files that nobody but their owner may read
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"  # the name that transformers 4 and 5 know; tokenizer.json holds all that matters
-
-
-def refuse_existing(out: Path) -> None:
-    """Make sure that nothing is overwritten.
-
-    Raises:
-        CheckpointError: If the folder exists.
-    """
-    if out.exists():
-        raise CheckpointError(f"{out} exists; name another folder.")
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder that did not exist; removed again if what fills it fails or is interrupted.
-
-    Raises:
-        CheckpointError: If it exists or cannot be written.
-    """
-    refuse_existing(out)
-    try:
-        out.mkdir(parents=True)
-    except OSError as error:
-        raise CheckpointError(f"{out} could not be made: {error}. Name another folder.") from error
-    try:
-        yield out
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(out, ignore_errors=True)
-        raise CheckpointError(f"{out} could not be written: {error}. Free space, or name another folder.") from error
-    except BaseException:  # an interrupt as well: half a model must not look like one
-        shutil.rmtree(out, ignore_errors=True)
-        raise
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -77,9 +41,8 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
 
     for old in folder.glob("model*.safetensors*"):
         old.unlink()
-    save_torch_state_dict(dict(weights), folder, max_shard_size=SHARD_SIZE)
-    for path in folder.glob("model*.safetensors"):
-        path.chmod(READABLE)
+    with without_remarks():
+        save_torch_state_dict(dict(weights), folder, max_shard_size=SHARD_SIZE)
 
 
 def exported_tokenizer(language: HFCausalLM, chat_template: str) -> Any:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from vlm.backbones.loading import require
 from vlm.backbones.vision.base import TransformersVision
+from vlm.backbones.writing import new_folder, without_remarks
 from vlm.errors import CheckpointError, ConfigError
 from vlm.export.chat_jinja import as_jinja, jinja_losses
-from vlm.export.folder import new_folder
 from vlm.export.gguf_tokenizer import vocabulary
 from vlm.export.two_layers import TwoLayers, as_two_layers
 from vlm.models.merge import fold_adapters
@@ -92,12 +92,13 @@ def export_gguf(model: VisionLanguageModel, out: Path, *, name: str, dtype: str 
     fold_adapters(model)
     layers = _projector(model)
     language, vision = language_tensors(model, dtype), vision_tensors(model, layers, dtype)
-    with new_folder(out) as folder:
+    with new_folder(out, num_bytes=sum(tensor.num_bytes for part in (language, vision) for tensor in part.values())) as folder:
         files = folder / f"{name}-{dtype.upper()}.gguf", folder / f"mmproj-{name}-{dtype.upper()}.gguf"
-        _write_language(model, language, files[0], name=name, dtype=dtype)
-        _write_vision(model, vision, files[1], name=name, dtype=dtype)
+        with without_remarks():
+            _write_language(model, language, files[0], name=name, dtype=dtype)
+            _write_vision(model, vision, files[1], name=name, dtype=dtype)
         rounding = max(read_back(file, tensors) for file, tensors in zip(files, (language, vision), strict=True))
-    return GGUFExport(files, (len(language), len(vision)), rounding, tuple(_notes(model, layers)))
+    return GGUFExport((out / files[0].name, out / files[1].name), (len(language), len(vision)), rounding, tuple(_notes(model, layers)))
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,11 @@ class Stored:
 
     exact: np.ndarray
     dtype: np.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in the file."""
+        return self.exact.size * self.dtype.itemsize
 
     @property
     def values(self) -> np.ndarray:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from vlm.backbones.loading import check_complete, from_pretrained, quiet
 from vlm.backbones.torchvision_shim import prepare_torchvision
+from vlm.backbones.writing import new_folder
 from vlm.errors import CheckpointError, ConfigError
 from vlm.export.answers_parity import NUM_TOKENS, AnswerParity, Foreign, compare
 from vlm.export.chat_jinja import as_jinja
-from vlm.export.folder import exported_tokenizer, name_tokenizer_class, new_folder, write_generation_config, write_json, write_weights
+from vlm.export.folder import exported_tokenizer, name_tokenizer_class, write_generation_config, write_json, write_weights
 from vlm.export.llava import REMEDY, Llava, as_llava
 from vlm.models.merge import fold_adapters
 from vlm.models.vision_language import VisionLanguageModel
@@ -83,7 +84,7 @@ def export_hf(
             raise ConfigError(f"LlavaForConditionalGeneration is not exactly this model: {'; '.join(losses)}. {_choices()}")
         notes = losses
     rounding = None
-    with new_folder(out) as folder:
+    with new_folder(out, num_bytes=sum(weight.nbytes for weight in model.parameters())) as folder:  # in fp32, to be compared
         notes = (*notes, *write(model, folder, torch.float32))
         parity = compare(model, load(model, folder))
         if not parity.is_equal and not allow_lossy:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlm.backbones.image.base import stored_scale
@@ -20,6 +19,7 @@ from vlm.backbones.image.llm2clip import llm2clip as llm2clip_image
 from vlm.backbones.loading import Load
 from vlm.backbones.text.llm2clip import ADAPTER, READING, llm2clip_state, read_adapter
 from vlm.backbones.text.pooled import PooledTower
+from vlm.backbones.writing import write_tensors
 from vlm.errors import ConfigError
 from vlm.export.folding import LinearMap, head_map, hide_bias, identity
 from vlm.export.parity import Foreign, Vectors, vectors_of
@@ -64,7 +64,7 @@ def _image_half(model: DualEncoder) -> dict[str, Tensor]:
 
 
 def _write(model: DualEncoder, state: dict[str, Tensor], folder: Path) -> Foreign:
-    save_file({name: tensor.float().contiguous() for name, tensor in state.items()}, folder / FILE)
+    write_tensors({name: tensor.float() for name, tensor in state.items()}, folder / FILE)
     width = len(state["visual_projection.weight"])
     config = {"vision_config": model.image.tower.model.config.to_dict(), "projection_dim": width, "text_source": str(model.text.source)}
     (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")

@@ -51,13 +51,16 @@ Pictures: {pictures}. Prompts: the chat template `{template}`, in `chat_template
 """
 
 
-def write_card(folder: Path, checkpoint: Path, config: VisionLanguageConfig, *, template: str, tokens: int, lines: Sequence[str], code: bool) -> None:
+def write_card(
+    folder: Path, checkpoint: Path, config: VisionLanguageConfig, *, name: str, template: str, tokens: int, lines: Sequence[str], code: bool
+) -> None:
     """Write the card.
 
     Args:
         folder: The exported model.
         checkpoint: The checkpoint that it was made from.
         config: Its composition.
+        name: What the exported model is called.
         template: Name of the chat template.
         tokens: Image tokens of a picture.
         lines: What the comparison found.
@@ -65,13 +68,13 @@ def write_card(folder: Path, checkpoint: Path, config: VisionLanguageConfig, *, 
     """
     parts = resolve(config)
     load = LOAD.format(
-        name=folder.name,
+        name=name,
         processor_class="AutoProcessor",
         model_class="AutoModelForImageTextToText",
         trust=", trust_remote_code=True" if code else "",
     )
     text = CARD.format(
-        name=folder.name,
+        name=name,
         tags="vlm, custom_code" if code else "vlm, llava",
         vision=public(config.vision),
         connector=config.connector,

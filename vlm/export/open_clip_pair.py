@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlm.backbones.image.open_clip import OpenClipTower as ImageTower
@@ -23,6 +22,7 @@ from vlm.backbones.text.open_clip import OpenClipTower as TextTower
 from vlm.backbones.text.pooled import PooledTower
 from vlm.backbones.text.reading import BARE
 from vlm.backbones.torchvision_shim import prepare_torchvision
+from vlm.backbones.writing import write_tensors
 from vlm.errors import ConfigError
 from vlm.export.folding import LinearMap, hide_bias, identity
 from vlm.export.parity import Foreign, Vectors, vectors_of
@@ -242,7 +242,7 @@ def _write(model: DualEncoder, image: Half, text: Half, folder: Path) -> Foreign
     state = {f"visual.{name}": tensor for name, tensor in image.state.items()} | {f"text.{name}": tensor for name, tensor in text.state.items()}
     state |= {"logit_scale": torch.tensor(math.log(scale))} | ({"logit_bias": torch.tensor(bias)} if bias else {})
     whole.load_state_dict({name: tensor.float().reshape(whole.state_dict()[name].shape) for name, tensor in state.items()})
-    save_file({name: tensor.contiguous() for name, tensor in whole.state_dict().items()}, folder / WEIGHTS)
+    write_tensors(whole.state_dict(), folder / WEIGHTS)
     said = {"model_cfg": config | {"custom_text": True}, "preprocess_cfg": _preprocess(model)}
     (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     return load(folder, notes=[note] if note else [])

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vlm.backbones.fingerprint import fingerprint, own_name
 from vlm.backbones.lora import is_idle, is_lora, renew_magnitudes
+from vlm.backbones.writing import write_tensors
 from vlm.conf.contrastive import DualEncoderConfig
 from vlm.conf.schema import LoRATowers, VisionLanguageConfig
 from vlm.conf.serialize import from_dict, to_dict
@@ -109,7 +109,7 @@ def write_model(state: Mapping[str, Tensor], values: Mapping[str, Any], folder: 
     Raises:
         OSError, SafetensorError: If the folder cannot be written (permission, full disk).
     """
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
+    write_tensors(state, folder / WEIGHTS)
     (folder / MODEL).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 

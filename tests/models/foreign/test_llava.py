@@ -89,7 +89,7 @@ def test_projector_alone_takes_the_language_model_that_it_names(parts, save, our
     weights = {f"model.mm_projector.{key}": tensor for key, tensor in tiny.projector.state_dict().items()}
     values = tiny.language.config.to_dict() | CONFIG | {"model_type": "llava_llama", "mm_vision_tower": str(tmp_path / "tower")}
     path = save(weights, tmp_path / "pretrain", values, None, name="mm_projector.bin")
-    with pytest.raises(CheckpointError, match="holds a projector alone, and names no language model"):
+    with pytest.raises(CheckpointError, match="holds no language model, and names none"):
         import_llava(path, tmp_path / "out", Sources())
     (path / "config.json").write_text(json.dumps(values | {"_name_or_path": str(tmp_path / "base")}, default=str), encoding="utf-8")
     done = import_llava(path, tmp_path / "out", Sources())
@@ -97,6 +97,96 @@ def test_projector_alone_takes_the_language_model_that_it_names(parts, save, our
     assert compare(tiny, ours, done.folder, square) == "<s><image>"
     named = import_llava(path, tmp_path / "named", Sources(language=str(tmp_path / "base"), template="vicuna-v1"))
     compare(tiny, ours, named.folder, square)
+
+
+@pytest.fixture
+def adapt(save, tmp_path):
+    """`adapt(parts, base)`: the folder that LLaVA's train.py leaves behind with --lora_enable, and the parts with the adapter on them."""
+
+    def make(parts, base, *, name="llava-v1.5-tiny-lora", file="adapter_model.bin", **values):
+        from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+        if not (tmp_path / "tower").exists():
+            parts.vision.save_pretrained(str(tmp_path / "tower"))
+        config = parts.language.config.to_dict() | CONFIG | {"model_type": "llava_llama", "mm_vision_tower": str(tmp_path / "tower")}
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # find_all_linear_names
+        setting = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.05, bias="none", task_type="CAUSAL_LM", target_modules=targets)
+        parts.language = get_peft_model(parts.language, setting).eval()
+        torch.manual_seed(5)
+        for key, parameter in parts.language.named_parameters():
+            if ".lora_" in key:
+                torch.nn.init.normal_(parameter, std=0.2)
+        path = save(get_peft_model_state_dict(parts.language), tmp_path / name, config, None, name=file)
+        setting = {
+            "peft_type": "LORA",
+            "r": 4,
+            "lora_alpha": 8,
+            "lora_dropout": 0.05,
+            "target_modules": targets,
+            "base_model_name_or_path": str(base),
+        }
+        (path / "adapter_config.json").write_text(json.dumps(setting | values), encoding="utf-8")
+        beside = {f"base_model.model.model.mm_projector.{key}": tensor.detach() for key, tensor in parts.projector.state_dict().items()}
+        torch.save(beside, path / "non_lora_trainables.bin")
+        return path
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's look at transformers
+@pytest.mark.parametrize("file", ["adapter_model.bin", "adapter_model.safetensors"])
+def test_adapter_beside_its_base(parts, adapt, ours, square, tmp_path, file):
+    tiny = parts()
+    tiny.language.save_pretrained(str(tmp_path / "base"))
+    tiny.tokenizer.save_pretrained(str(tmp_path / "base"))
+    path = adapt(tiny, tmp_path / "base", file=file)
+    done = import_llava(path, tmp_path / "out", Sources())
+    lora = done.config.lora.language
+    assert (done.config.template, lora.rank, lora.alpha, lora.dropout, lora.targets.count("|")) == ("vicuna-v1", 4, 8, 0.05, 6)
+    compare(tiny, ours, done.folder, square)
+    (path / "adapter_config.json").write_text((path / "adapter_config.json").read_text().replace(str(tmp_path / "base"), "some/other"))
+    with pytest.raises(CheckpointError, match=r"holds no language model, and names some/other. Name it with --language-source"):
+        import_llava(path, tmp_path / "without", Sources())
+    compare(tiny, ours, import_llava(path, tmp_path / "named", Sources(language=str(tmp_path / "base"))).folder, square)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's look at transformers
+def test_adapter_on_a_llava_takes_its_language_model_and_the_new_projector(parts, adapt, write, ours, square, tmp_path):
+    tiny = parts()
+    base = write(tiny, with_vision=True)
+    torch.manual_seed(7)
+    for parameter in tiny.projector.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    path = adapt(tiny, base)
+    compare(tiny, ours, import_llava(path, tmp_path / "out", Sources()).folder, square)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's look at transformers
+def test_adapters_that_are_not_whole_or_not_plain_are_refused(parts, adapt, tmp_path):
+    tiny = parts()
+    tiny.language.save_pretrained(str(tmp_path / "base"))
+    tiny.tokenizer.save_pretrained(str(tmp_path / "base"))
+    path = adapt(tiny, tmp_path / "base")
+    plain = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+    for values, match in [
+        ({"use_dora": True}, "'use_dora'"),
+        ({"rank_pattern": {"q_proj": 2}}, "'rank_pattern'"),
+        ({"r": 0}, "no positive r"),
+        ({"peft_type": "IA3"}, "'IA3'"),
+    ]:
+        (path / "adapter_config.json").write_text(json.dumps(plain | values), encoding="utf-8")
+        with pytest.raises(CheckpointError, match=match):
+            import_llava(path, tmp_path / "out", Sources())
+    (path / "adapter_config.json").write_text(json.dumps(plain), encoding="utf-8")
+    weights = torch.load(path / "adapter_model.bin", weights_only=True)
+    strange = {"base_model.model.model.vision_tower.vision_tower.vision_model.encoder.layers.0.mlp.fc1.lora_A.weight": torch.zeros(4, 16)}
+    torch.save(weights | strange, path / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"a LoRA adapter on model.vision_tower.*; adapters on linear layers of the blocks"):
+        import_llava(path, tmp_path / "out", Sources())
+    (path / "non_lora_trainables.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"an adapter but no non_lora_trainables.bin"):
+        import_llava(path, tmp_path / "out", Sources())
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_mode_is_chosen_as_llavas_scripts_do(parts, write, tmp_path):
@@ -161,5 +251,5 @@ def test_wrong_folders_and_surplus_tensors_are_named(parts, write, save, tmp_pat
     with pytest.raises(CheckpointError, match="could not be loaded"):
         import_llava(path, tmp_path / "out", Sources())
     (path / "adapter_config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"holds a LoRA adapter. Merge it first"):
+    with pytest.raises(CheckpointError, match=r"holds whole weights and an adapter"):
         import_llava(path, tmp_path / "out", Sources())

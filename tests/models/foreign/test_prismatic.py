@@ -21,7 +21,7 @@ from vlm.data.chat import encode_chat
 from vlm.data.image import load_image, load_tiles, to_tiles
 from vlm.data.stream.collate import collate_singly
 from vlm.data.stream.examples import Example
-from vlm.errors import CheckpointError, DataFormatError, UnknownNameError, VLMError
+from vlm.errors import CheckpointError, ConfigError, DataFormatError, UnknownNameError, VLMError
 from vlm.messages import Message
 from vlm.models import checkpoint, generate
 from vlm.models.foreign.assemble import Sources
@@ -121,8 +121,11 @@ def test_logits_and_loss_are_the_originals(opened, run):
     pixels = torch.cat([one.pixels for one in examples])
     assert torch.equal(pixels, torch.from_numpy(expected["pixel_values"][[0, 2]]))
     torch.testing.assert_close(model.vision(pixels), torch.from_numpy(expected["patch_features"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.connector(model.vision(pixels)), torch.from_numpy(expected["projected_patches"]), atol=1e-5, rtol=0)
     batch = batch_of(model, examples)
     logits = model.language.logits(model.hidden(batch).flatten(0, 1)).unflatten(0, batch.ids.shape)
+    for i in (0, 2):
+        torch.testing.assert_close(logits[i, model.tokens_per_tile], torch.from_numpy(expected["last_patch_logits"][i]), atol=1e-5, rtol=0)
     for i, one in enumerate(examples):
         positions = expected["logit_positions"][expected["logit_positions"] < expected["lengths"][i]]
         seen = logits[i, : len(one.ids)][text_of(model, one.ids)][positions]
@@ -168,6 +171,33 @@ def test_greedy_answers_are_the_originals(opened, run, asked, case):
         first = model.language.model(inputs_embeds=embeds, attention_mask=mask).logits[:, -1]
     assert answer == tokens
     torch.testing.assert_close(first, torch.from_numpy(expected[f"gen_{case}_scores"]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("run", FINETUNED)
+@torch.inference_mode()
+def test_each_pinned_answer_follows_from_its_ids(opened, run):
+    """The picture stands behind the first id; `_long` cases may not end within 12 tokens."""
+    model, expected = opened(run), golden(run)
+    cases = json.loads(str(expected["generate_json"]))
+    assert len(cases) == 7
+    for case in cases:
+        picture = load_image(GOLDEN / "data" / rows()[int(case[7])]["image"])
+        picture = picture.point(lambda _: 0) if "black" in case else picture
+        patches = model.connector(model.vision(to_tiles(picture, model.image_policy)[0]))
+        text = model.language.embed(torch.from_numpy(expected[f"gen_{case}_input_ids"])[None])
+        embeds = torch.cat([text[:, :1], patches, text[:, 1:]], dim=1)
+        least = {"min_new_tokens": 12} if "long" in case else {}
+        settings = {"max_new_tokens": 12, "do_sample": False, "return_dict_in_generate": True, "output_scores": True} | least
+        done = model.language.model.generate(inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64), **settings)
+        assert done.sequences[0].tolist() == expected[f"gen_{case}_tokens"].tolist(), case
+        scores = torch.from_numpy(expected[f"gen_{case}_scores"])
+        assert bool(scores.isneginf().any()) == ("long" in case)
+        torch.testing.assert_close(done.scores[0], scores, atol=1e-5, rtol=0)
+
+
+def test_original_prompt_that_is_the_trained_one_is_said(tmp_path):
+    done = import_prismatic(GOLDEN / VICUNA, tmp_path / "out", sources(VICUNA), asked=True)
+    assert done.notes == ("--prompt original changes nothing with the template prism-vicuna.",)
 
 
 def test_imported_model_answers_questions(opened):
@@ -428,3 +458,89 @@ def test_phi_3_fork_with_two_towers_and_an_adapter(ours, square, tmp_path, train
     embeds = llm.get_input_embeddings()(tokenizer(text.removeprefix("<s>"), return_tensors="pt").input_ids)
     fused = torch.cat([embeds[:, :1], projector(torch.cat(features, dim=2)), embeds[:, 1:]], dim=1)
     torch.testing.assert_close(logits, llm(inputs_embeds=fused).logits[0], atol=1e-5, rtol=0)
+
+
+@pytest.fixture
+def whole_run(tmp_path):
+    """The fork's run as it is archived: its sources lie in the run folder, whose name says nothing, and an earlier checkpoint beside the last."""
+    folder = tmp_path / "a run"
+    shutil.copytree(GOLDEN / LORA, folder)
+    shutil.copytree(GOLDEN / "towers", folder / "towers")
+    for name in ("llm", "tokenizer"):
+        shutil.copytree(GOLDEN / "phi2" / name, folder / name)
+    (folder / "checkpoints" / "step-000001-epoch-00-loss=9.0000.pt").write_bytes(b"not the one to take")
+    return folder
+
+
+def test_sources_in_the_run_folder_are_found_and_named(whole_run, tmp_path):
+    done = import_prismatic(whole_run, tmp_path / "out", Sources())
+    assert done.notes[0].startswith(f"Sources that lie in the run folder: --vision-source {whole_run / 'towers'}, --language-source")
+    assert "alpha: 16 is the fork's, the rank is 8" in done.notes[1]
+    picture = load_image(GOLDEN / "data" / rows()[2]["image"])
+    assert vlm.load(done.folder, device="cpu", precision="fp32").chat([picture], "What colour is the shape?", max_new_tokens=12) == "yellow."
+    named = import_prismatic(whole_run, tmp_path / "named", sources(LORA), lora_alpha=4.0)
+    assert not any("Sources" in note or "alpha" in note for note in named.notes)
+    assert named.config.lora.language.alpha == 4
+
+
+def adapted(model, rank: int, names: list[str]) -> None:
+    """Put adapters of random values on layers, as peft stores them."""
+    state, start = model["llm_backbone"], "llm.base_model.model.model.layers."
+    for key in [key for key in state if ".lora_" in key]:
+        del state[key]
+    for key in [key for key in state if ".base_layer." in key]:
+        state[key.replace(".base_layer.", ".")] = state.pop(key)
+    generator = torch.Generator().manual_seed(1)
+    for name in names:
+        for kind in ("weight", "bias"):
+            state[f"{start}{name}.base_layer.{kind}"] = state.pop(f"{start}{name}.{kind}")
+        rows, columns = state[f"{start}{name}.base_layer.weight"].shape
+        state[f"{start}{name}.lora_A.default.weight"] = torch.randn(rank, columns, generator=generator) / 4
+        state[f"{start}{name}.lora_B.default.weight"] = torch.randn(rows, rank, generator=generator) / 4
+
+
+ALL_PHI = [
+    f"{i}.{name}" for i in (0, 1) for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.dense", "mlp.fc1", "mlp.fc2")
+]
+
+
+@pytest.mark.parametrize(("rank", "names"), [(3, ALL_PHI), (16, ["1.self_attn.q_proj", "0.mlp.fc2"])])
+@torch.no_grad()
+def test_adapters_of_other_ranks_on_other_layers(tmp_path, rank, names):
+    run = changed_weights(tmp_path, lambda model: adapted(model, rank, names), LORA)
+    done = import_prismatic(run, tmp_path / "out", sources(LORA))
+    assert (done.config.lora.language.rank, done.config.lora.language.alpha) == (rank, 16)
+    model = vlm.load(done.folder, device="cpu", precision="fp32")
+    state = torch.load(run / "checkpoints" / "latest-checkpoint.pt", weights_only=True)["model"]["llm_backbone"]
+    plain = {key.removeprefix("llm.base_model.model."): value for key, value in state.items()}
+    for name in names:
+        start = f"model.layers.{name}."
+        for kind in ("weight", "bias"):
+            plain[f"{start}{kind}"] = plain.pop(f"{start}base_layer.{kind}")
+        plain[f"{start}weight"] = plain[f"{start}weight"] + 16 / rank * plain.pop(f"{start}lora_B.default.weight") @ plain.pop(
+            f"{start}lora_A.default.weight"
+        )
+    reference = transformers.PhiForCausalLM(transformers.AutoConfig.from_pretrained(done.folder / "language"))
+    reference.load_state_dict(plain)
+    embeds = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(2))
+    seen = model.language.model(inputs_embeds=embeds).logits
+    torch.testing.assert_close(seen, reference.eval()(inputs_embeds=embeds).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_that_ours_has_not_are_named(tmp_path):
+    def on_head(model):
+        model["llm_backbone"]["llm.base_model.model.lm_head.lora_A.default.weight"] = torch.zeros(8, 32)
+
+    def two_ranks(model):
+        name = "llm.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+        model["llm_backbone"][name] = model["llm_backbone"][name][:4]
+
+    for number, (change, match) in enumerate([(on_head, "a LoRA adapter on lm_head; adapters on linear"), (two_ranks, "matrices of rank 4, 8")]):
+        run = changed_weights(tmp_path / str(number), change, LORA)
+        with pytest.raises(CheckpointError, match=match):
+            import_prismatic(run, tmp_path / "out", sources(LORA))
+    with pytest.raises(ConfigError, match=r"--lora-alpha is 8, but .* has no LoRA adapter"):
+        import_prismatic(GOLDEN / VICUNA, tmp_path / "out", sources(VICUNA), lora_alpha=8.0)
+    with pytest.raises(ConfigError, match="positive, finite alpha; got 0"):
+        import_prismatic(GOLDEN / LORA, tmp_path / "out", sources(LORA), lora_alpha=0.0)
+    assert not list(tmp_path.glob("out*"))

@@ -15,6 +15,7 @@ from vlm.assets import check_sha256, converted, package_file
 from vlm.backbones.language.base import LanguageSpec, auto_tokenizer, causal_lm
 from vlm.backbones.language.chat_templates import SMOLLM2
 from vlm.backbones.loading import Load, quiet, require
+from vlm.backbones.writing import write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +47,12 @@ def _convert(folder: Path) -> None:
 
 def _convert_weights(gguf: Path, folder: Path) -> None:
     import transformers
-    from safetensors.torch import save_file
 
     with quiet(local=True):
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     weights = model.state_dict()
     del weights["lm_head.weight"]  # tied to the embeddings
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(weights, folder / "model.safetensors", metadata={"format": "pt"})
     values = model.config.to_dict()
     del values["quantization_config"]  # with it, transformers refuses to save the model
     transformers.LlamaConfig(**values).save_pretrained(folder)

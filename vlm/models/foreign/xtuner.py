@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.loading import is_folder, read_json
+from vlm.backbones.writing import new_folder
 from vlm.conf.schema import LoRAConfig, LoRATowers, VisionLanguageConfig
 from vlm.errors import CheckpointError, ConfigError
+from vlm.models.foreign.adapters import in_memory, kept, merged, read_adapter
 from vlm.models.foreign.assemble import (
     INSIDE_LANGUAGE,
     INSIDE_VISION,
@@ -29,7 +30,6 @@ from vlm.models.foreign.assemble import (
     frozen_vision,
     published_vision,
     sequential,
-    writing,
 )
 from vlm.models.foreign.huggingface import ACTIVATIONS, import_huggingface
 from vlm.models.foreign.llava import import_llava
@@ -74,7 +74,7 @@ def import_xtuner(path: Path, out: Path, sources: Sources) -> Imported:
 
 
 def _import_own(path: Path, out: Path, sources: Sources) -> Imported:
-    with writing(out) as folder:
+    with new_folder(out) as folder:
         connector, state = _connector(path / "projector")
         vision = _vision(path, sources, folder / VISION_FOLDER)
         language, tokenizer, adapter, lora = _language(path, sources, folder)
@@ -88,7 +88,7 @@ def _import_own(path: Path, out: Path, sources: Sources) -> Imported:
             **vision,
             **language,
         )
-        finish(folder, config, state, adapter)
+        finish(folder, config, state, adapter, origin=path)
     return Imported(out, config)
 
 
@@ -146,37 +146,6 @@ def _write(config: Any, tensors: Mapping[str, Tensor], processor: Mapping[str, A
     write_vision(vision_weights(tensors, config), config, statistics_from(processor, config.model_type), folder, origin=origin)
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Setting and weights of an adapter that peft saved, names as they are in the model.
-
-    Raises:
-        CheckpointError: If a file is missing, or it is not plain LoRA.
-    """
-    setting = read_json(folder / "adapter_config.json")
-    if setting.get("peft_type") != "LORA" or setting.get("use_dora") or setting.get("use_rslora") or setting.get("modules_to_save"):
-        raise CheckpointError(f"{folder} is not a plain LoRA adapter (peft_type {setting.get('peft_type')!r}); merge it with peft first.")
-    file = next((folder / name for name in ("adapter_model.safetensors", "adapter_model.bin") if (folder / name).is_file()), None)
-    if file is None:
-        raise CheckpointError(f"{folder} has no adapter_model.safetensors and no adapter_model.bin. It is not whole; copy it again.")
-    return setting, {name.removeprefix("base_model.model.").removeprefix("vision_model."): tensor for name, tensor in read_folder(file).items()}
-
-
-def merged(tensors: Mapping[str, Tensor], adapter: Mapping[str, Tensor], setting: Mapping[str, Any], *, origin: Path) -> dict[str, Tensor]:
-    """A tower's weights with an adapter folded in: W + alpha / r B A, in fp32.
-
-    Raises:
-        CheckpointError: If the adapter is for a layer that the tower does not have.
-    """
-    folded, scale = dict(tensors), setting["lora_alpha"] / setting["r"]
-    for layer in sorted({name.split(".lora_")[0] for name in adapter}):
-        first, second = adapter.get(f"{layer}.lora_A.weight"), adapter.get(f"{layer}.lora_B.weight")
-        if f"{layer}.weight" not in folded or first is None or second is None:
-            raise CheckpointError(f"{origin} has an adapter for {layer}, which the tower does not have or which is not whole. Name its base.")
-        weight = folded[f"{layer}.weight"]
-        folded[f"{layer}.weight"] = (weight.float() + scale * second.float() @ first.float()).to(torch.promote_types(weight.dtype, first.dtype))
-    return folded
-
-
 def _language(path: Path, sources: Sources, folder: Path) -> tuple[dict[str, Any], Any, dict[str, Tensor], LoRAConfig]:
     """Fields of the config, the tokenizer, the adapter by our names, and its setting."""
     adapter = path / "llm_adapter"
@@ -195,13 +164,5 @@ def _language(path: Path, sources: Sources, folder: Path) -> tuple[dict[str, Any
     tokenizer = read_tokenizer(sources.tokenizer or source)
     if not weights:
         return fields, tokenizer, {}, LoRAConfig()
-    layers = sorted({name.split(".lora_")[0].split(".")[-1] for name in weights})
-    lora = LoRAConfig(
-        rank=setting["r"], alpha=float(setting["lora_alpha"]), dropout=float(setting["lora_dropout"]), targets=rf".*\.({'|'.join(layers)})"
-    )
-    return fields, tokenizer, {f"model.{_with_name(name)}": tensor for name, tensor in weights.items()}, lora
-
-
-def _with_name(name: str) -> str:
-    """An adapter's weight as it is called in memory, where adapters have names."""
-    return name.replace(".lora_A.weight", ".lora_A.default.weight").replace(".lora_B.weight", ".lora_B.default.weight")
+    lora = kept(weights, setting, language_config(source), origin=adapter)
+    return fields, tokenizer, {f"model.{name}": tensor for name, tensor in in_memory(weights).items()}, lora
