@@ -36,6 +36,10 @@ def load(name, device, precision):
     return Colored()
 
 
+def texts_of(style):
+    return Path(f"runs/color/text_prompts/test_{style}/text_prompts.txt").read_text(encoding="utf-8").splitlines()
+
+
 def printed_table(text):
     return [line.split() for line in text.splitlines() if line.strip()]
 
@@ -74,6 +78,30 @@ def test_weights_that_cannot_be_had_are_one_line(capsys):
     assert vlm(["color", "run", "--model", "ViT-B/32"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "openai/clip-vit-base-patch32" in said
+    assert "--image-source and --text-source" in said and "--model." not in said
+
+
+def test_weights_of_a_folder_are_taken(monkeypatch):
+    asked = []
+    monkeypatch.setattr("vlm.models.open.open_dual", lambda name, **options: asked.append(options) or Colored())
+    main(["run", "--model", "ViT-B/32", "--image-source", "weights", "--text-source", "weights"])
+    assert (asked[0]["image_source"], asked[0]["text_source"]) == ("weights", "weights")
+    with pytest.raises(ConfigError, match="are of one model"):
+        main(["run", "--model", "ViT-B/32", "--model", "ViT-B/16", "--image-source", "weights"])
+
+
+def test_unknown_model_is_told_with_the_nearest_pair(capsys):
+    assert vlm(["color", "run", "--model", "clip-b32"]) == 2
+    said = capsys.readouterr().err
+    assert "There is no run that begins with 'clip-b32' in runs" in said and "did you mean clip-b32-224" in said
+
+
+def test_style_5_takes_names_of_colors_and_the_others_concepts():
+    Path("names.txt").write_text("teal\nyellow\n", encoding="utf-8")
+    Path("words.txt").write_text("love\nice cream\n", encoding="utf-8")
+    main(["run", "--model", "m", "--prompt-style", "3", "--prompt-style", "5", "--concepts", "words.txt", "--color-names", "names.txt"], load=load)
+    assert texts_of(5) == ["The color of the image is teal.", "The color of the image is yellow."]
+    assert texts_of(3)[1] == "The color of the image is associated with the concept ice cream."
 
 
 def test_predictions_made_elsewhere_are_analyzed_without_a_model(tmp_path, capsys):
@@ -144,6 +172,8 @@ def test_cosines_are_not_taken_for_ratings():
         (["ran"], UnknownNameError, "Did you mean 'run'"),
         (["run"], ConfigError, "Say which model"),
         (["run", "--model", "m", "--prompt-style", "7"], ConfigError, "1 to 5; got 7"),
+        (["run", "--model", "m", "--prompt-style", "5", "--concepts", "words.txt"], ConfigError, "--color-names instead of --concepts"),
+        (["run", "--model", "m", "--color-names", "names.txt"], ConfigError, "add --prompt-style 5"),
         (["analyze"], DataFormatError, "There are no predictions"),
         (["palette"], ConfigError, "Name the concepts"),
         (["palette", "a", "a"], ConfigError, "'a' is there twice"),
