@@ -52,7 +52,7 @@ def test_run_analyze_and_report_of_all_styles(tmp_path, capsys):
     assert said[-1] == "Compare with people's ratings: vlm color analyze; as a page: vlm color report"
     main(["analyze"])
     said = capsys.readouterr().out
-    assert "normalized metrics, means over 20 concepts" in said and "ViT-B/32, style 4" in said and "ViT-B/32, style 5: names of colors" in said
+    assert "normalized metrics, means over the concepts" in said and "ViT-B/32, style 4" in said and "ViT-B/32, style 5: names of colors" in said
     with Path("runs/color/evaluation_metrics/ViT_B_32/test_1_metrics/normalized_metrics_df.txt").open(encoding="utf-8") as file:
         assert [row["word"] for row in csv.DictReader(file)] == list(CONCEPTS)
     main(["report", "--normalize", "softmax"])
@@ -119,6 +119,18 @@ def test_predictions_made_elsewhere_are_analyzed_without_a_model(tmp_path, capsy
     assert (tmp_path / "page.html").is_file()
 
 
+def test_what_is_not_in_the_means_is_said(capsys):
+    people = read_ratings()
+    rows = [["", *people.colors], ["Banana", *people.of(["banana"]).values[0]], ["apple", *[0.2] * 71], ["[/love] story", *[0.1] * 71]]
+    for name, some in (("[/a]", rows), ("b", rows[:2])):
+        Path(f"{name.replace('/', '')}.csv").write_text("\n".join(",".join(map(str, row)) for row in some), encoding="utf-8")
+    main(["analyze", "[a].csv", "b.csv", "--out", "out"])
+    said = capsys.readouterr().out
+    assert [line.split()[:3] for line in said.splitlines() if line.startswith((" [a]", " b"))] == [["[a]", "2", "\N{EN DASH}"], ["b", "1", "1.0000"]]
+    assert "[a]: nobody rated [/love] story; left out." in said
+    assert "[a]: no correlation, and so no mean, because all values are equal for apple." in said
+
+
 def test_raw_metrics_come_with_the_studys_pictures(monkeypatch):
     monkeypatch.setattr("vlm.color.plots.DPI", 10)
     with Path("own.csv").open("w", encoding="utf-8") as file:
@@ -177,7 +189,9 @@ def test_cosines_are_not_taken_for_ratings():
         (["analyze"], DataFormatError, "There are no predictions"),
         (["palette"], ConfigError, "Name the concepts"),
         (["palette", "a", "a"], ConfigError, "'a' is there twice"),
-        (["palette", "aple"], DataFormatError, "has no concept 'aple'"),
+        (["palette", "aple"], DataFormatError, "is called 'aple'. Did you mean apple"),
+        (["palette", "apple", "Apple"], ConfigError, "'apple' is there twice"),
+        (["analyze", "--scale", "5"], ConfigError, "with min-shift it has no effect"),
         (["discriminability", "apple"], ConfigError, "two concepts or more"),
     ],
 )

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from vlm.color.associations import Associations
 from vlm.color.colors import Colors
 from vlm.color.layout import Prediction
-from vlm.color.metrics import WORDS, Scores, aligned, normalized_scores, raw_scores, scipy_module, varies, with_others
+from vlm.color.metrics import WORDS, Scores, aligned, normalized_scores, raw_scores, scipy_module, unrated, varies, with_others
 from vlm.color.plots import ranks
 from vlm.color.prompts import ABSTRACT, NAMES_STYLE, OBJECTS
 from vlm.color.study import NameCheck, check_names, severe_underestimates
@@ -36,6 +36,7 @@ class Compared:
         scores: Its scores, in the order of the ratings.
         normalized: Corrected metrics.
         raw: The study's metrics.
+        unrated: Concepts of the prediction that nobody rated; they are in none of the others.
     """
 
     prediction: Prediction
@@ -43,11 +44,26 @@ class Compared:
     scores: Associations
     normalized: Scores
     raw: Scores
+    unrated: Sequence[str]
 
     @property
     def label(self) -> str:
         """What tables call it."""
         return self.prediction.label
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the means must know: which concepts are not in them, and which make a mean undefined."""
+        notes = []
+        if self.unrated:
+            notes.append(f"{self.label}: nobody rated {_listed(self.unrated)}; left out.")
+        if undefined := self.raw.undefined():
+            notes.append(f"{self.label}: no correlation, and so no mean, because all values are equal for {_listed(undefined)}.")
+        return notes
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def compare(prediction: Prediction, ratings: Associations, colors: Colors, *, method: str = "min-shift", scale: float | None = None) -> Compared:
@@ -62,7 +78,7 @@ def compare(prediction: Prediction, ratings: Associations, colors: Colors, *, me
     """
     own, theirs = aligned(ratings, prediction.scores)
     normalized = normalized_scores(own, theirs, colors.distances(), method=method, scale=prediction.scale if scale is None else scale)
-    return Compared(prediction, own, theirs, normalized, raw_scores(own, theirs))
+    return Compared(prediction, own, theirs, normalized, raw_scores(own, theirs), unrated(ratings, prediction.scores))
 
 
 def means_row(compared: Compared, concreteness: Mapping[str, float]) -> dict[str, float]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vlm.color.colors import Colors
     from vlm.color.layout import Prediction
     from vlm.color.metrics import Scores
+    from vlm.color.report import Compared
 
 SUBCOMMANDS = {
     "run": "Ask dual encoders how strongly each color goes with each concept.",
@@ -140,7 +141,7 @@ def check_request(arguments: RunArguments) -> None:
         raise ConfigError("--color-names is for style 5: add --prompt-style 5.")
 
 
-def open_encoder(name: str, device: str, precision: str, **sources: str) -> Any:
+def open_encoder(name: str, device: str, precision: str, **sources: Any) -> Any:
     """A dual encoder by its own name, or by the study's.
 
     Raises:
@@ -196,29 +197,42 @@ def analyze(arguments: MetricsArguments) -> None:
     """Write the metrics of every prediction, and print their means."""
     from vlm.color.files import write_whole
     from vlm.color.layout import METRICS
-    from vlm.color.metrics import WORDS, with_others
-    from vlm.color.report import compare, number
+    from vlm.color.report import compare
 
     if arguments.metrics not in METRICS:
         raise ConfigError(f"--metrics is normalized or raw; got {arguments.metrics!r}.")
     ratings, colors, predictions = opened(arguments)
-    measured: list[tuple[str, Scores, float]] = []
-    for one in (one for one in predictions if one.style != NAMES_STYLE):
-        compared = compare(one, ratings, colors, method=arguments.normalize, scale=arguments.scale)
-        scores = getattr(compared, arguments.metrics)
-        measured.append((one.label, scores, with_others(compared.ratings, compared.scores)))
-        print(write_whole(one.folder(arguments.out, "metrics") / METRICS[arguments.metrics], scores.as_csv()))
+    asked = [one for one in predictions if one.style != NAMES_STYLE]
+    compared = [compare(one, ratings, colors, method=arguments.normalize, scale=arguments.scale) for one in asked]
+    for one in compared:
+        folder = one.prediction.folder(arguments.out, "metrics")
+        print(write_whole(folder / METRICS[arguments.metrics], getattr(one, arguments.metrics).as_csv()))
         if arguments.plots or (arguments.plots is None and arguments.metrics == "raw"):
-            print(write_plots(one, ratings, colors, one.folder(arguments.out, "eval")))
+            print(write_plots(one.prediction, ratings, colors, one.prediction.folder(arguments.out, "eval")))
     print_names(predictions, colors)
-    if not measured:
-        return
-    names = measured[0][1].names
-    rows = [[label, *(number(scores.mean(name), 4) for name in names), number(others, 4)] for label, scores, others in measured]
-    show_table(f"{arguments.metrics} metrics, means over {len(measured[0][1].by_concept)} concepts", ["prediction", *names, "PCC others"], rows)
+    if compared:
+        print_means(compared, arguments.metrics)
+
+
+def print_means(compared: "Sequence[Compared]", kind: str) -> None:
+    """Print the means of the metrics, raw or normalized, and what is not in them."""
+    from rich.markup import escape
+
+    from vlm.color.metrics import WORDS, with_others
+    from vlm.color.report import number
+
+    scores: list[Scores] = [getattr(one, kind) for one in compared]
+    names = scores[0].names
+    rows = [
+        [escape(one.label), str(len(own.by_concept)), *(number(own.mean(name), 4) for name in names), number(with_others(one.ratings, one.scores), 4)]
+        for one, own in zip(compared, scores, strict=True)
+    ]
+    show_table(f"{kind} metrics, means over the concepts", ["prediction", "concepts", *names, "PCC others"], rows)
     print("PCC others: the control, mean correlation with people's ratings of the other concepts.")
-    if arguments.metrics == "normalized":
+    if kind == "normalized":
         print("; ".join(f"{name} {WORDS[name]}" for name in names))
+    for note in dict.fromkeys(note for one in compared for note in one.notes):
+        print(note)
 
 
 def write_plots(prediction: "Prediction", ratings: "Associations", colors: "Colors", folder: Path) -> Path:
@@ -251,12 +265,14 @@ def opened(arguments: AnalyzeArguments) -> "tuple[Associations, Colors, list[Pre
     """Ratings, their colors, and the predictions.
 
     Raises:
-        ConfigError: If predictions were made with several sets of colors, or with one that nobody rated.
+        ConfigError: If predictions were made with several sets of colors, or with one that nobody rated, or a scale would have no effect.
     """
     from vlm.color.associations import colors_of, read_ratings
     from vlm.color.colors import UW71
     from vlm.color.layout import find_predictions, read_predictions
 
+    if arguments.scale is not None and arguments.normalize != "softmax":
+        raise ConfigError(f"--scale is for --normalize softmax; with {arguments.normalize} it has no effect.")
     predictions = read_predictions(arguments.predictions or find_predictions(arguments.out))
     sets = list(dict.fromkeys(one.colors for one in predictions if one.colors))
     if len(sets) > 1 and not arguments.colors:
@@ -271,11 +287,19 @@ def opened(arguments: AnalyzeArguments) -> "tuple[Associations, Colors, list[Pre
 
 def print_names(predictions: "Sequence[Prediction]", colors: "Colors") -> None:
     """Print, of style 5, which swatch is most like each name of a color."""
+    from rich.markup import escape
+
     from vlm.color.study import check_names
 
     for one in (one for one in predictions if one.style == NAMES_STYLE):
         rows = [
-            [row.name, row.swatch, "none" if row.hue is None else f"{row.hue:.0f}", row.nearest, {True: "yes", False: "no", None: ""}[row.right]]
+            [
+                escape(row.name),
+                row.swatch,
+                "none" if row.hue is None else f"{row.hue:.0f}",
+                row.nearest,
+                {True: "yes", False: "no", None: ""}[row.right],
+            ]
             for row in check_names(one.scores.at(colors.names), colors)
         ]
-        show_table(f"{one.label}: names of colors", ["name", "best swatch", "hue in degrees", "nearest term", "right"], rows)
+        show_table(f"{escape(one.label)}: names of colors", ["name", "best swatch", "hue in degrees", "nearest term", "right"], rows)

@@ -1,5 +1,6 @@
 """`vlm color discriminability CONCEPTS` and `vlm color palette CONCEPTS`: what colors can say, and the palette that says it best."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -103,9 +104,10 @@ def reading(arguments: ReadingArguments) -> "tuple[Associations, Colors]":
     table = read_ratings() if arguments.associations is None else read_own(arguments.associations, rescale=arguments.rescale)
     if not arguments.concepts:
         raise ConfigError(f"Name the concepts: `vlm color palette apple banana grape`. There are: {', '.join(table.concepts)}.")
-    if twice := [one for i, one in enumerate(arguments.concepts) if one in arguments.concepts[:i]]:
-        raise ConfigError(f"The concept {twice[0]!r} is there twice.")
-    table, library = table.of(arguments.concepts), open_colors(arguments.colors)
+    refuse_repeats(arguments.concepts)
+    table = table.of(arguments.concepts)
+    refuse_repeats(table.concepts)  # in two spellings
+    library = open_colors(arguments.colors)
     if arguments.colors == UW71:
         library = colors_of(table)
     if set(library.names) <= set(table.colors) and (arguments.colors == UW71 or arguments.associations is not None):
@@ -114,6 +116,12 @@ def reading(arguments: ReadingArguments) -> "tuple[Associations, Colors]":
     distances = f"the nearest rated color is {far.mean():.0f} away on average, {far.max():.0f} at most"
     print(f"Associations with the {len(library)} colors are interpolated from UW-71; {distances} (CIELAB).")
     return table, library
+
+
+def refuse_repeats(concepts: Sequence[str]) -> None:
+    """Refuse a concept that is there twice."""
+    if twice := [one for i, one in enumerate(concepts) if one in concepts[:i]]:
+        raise ConfigError(f"The concept {twice[0]!r} is there twice.")
 
 
 def read_own(path: Path, *, rescale: bool) -> "Associations":
