@@ -153,6 +153,20 @@ def test_palette_is_printed_and_written(capsys):
     assert [row["concept"] for row in written["rows"]] == ["apple", "banana", "grape"] and written["mean_contrast"] > 0.9
 
 
+def test_palette_of_one_concept_is_json_without_nan(capsys):
+    main(["palette", " APPLE", "--out", "palette.json"])
+    said = capsys.readouterr().out
+    written = json.loads(Path("palette.json").read_text(encoding="utf-8"), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert written["rows"][0]["concept"] == "apple" and written["least_delta_e"] is None and written["capacity"] == 0
+    assert "nan" not in said and "look most alike" not in said
+
+
+def test_concepts_that_go_with_no_color_are_refused():
+    Path("own.csv").write_text(",".join(["", *map(str, range(1, 72))]) + "\n" + "\n".join(f"{name},{','.join(['0.2'] * 71)}" for name in "ab"))
+    with pytest.raises(DataFormatError, match=r"own\.csv has 0 for 'a' and every color"):
+        main(["discriminability", "a", "b", "--associations", "own.csv", "--rescale"])
+
+
 def test_library_of_own_colors_gets_interpolated_associations(capsys):
     with Path("brand.csv").open("w", encoding="utf-8") as file:
         file.write("name,hex\nlemonade,#ffe040\ncrimson,#e02020\nnight,#101030\n")
