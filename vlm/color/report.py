@@ -16,7 +16,6 @@ from vlm.color.associations import Associations
 from vlm.color.colors import Colors
 from vlm.color.layout import Prediction
 from vlm.color.metrics import WORDS, Scores, aligned, normalized_scores, raw_scores, scipy_module, unrated, varies, with_others
-from vlm.color.plots import ranks
 from vlm.color.prompts import ABSTRACT, NAMES_STYLE, OBJECTS
 from vlm.color.study import NameCheck, check_names, severe_underestimates
 from vlm.pages import filled
@@ -93,6 +92,10 @@ def means_row(compared: Compared, concreteness: Mapping[str, float]) -> dict[str
     }
 
 
+def _means(one: Compared, concreteness: Mapping[str, float], color: str) -> dict[str, Any]:
+    return {"label": one.label, "color": color, "raw": one.raw, "concepts": len(one.raw.by_concept), **means_row(one, concreteness)}
+
+
 def concreteness_trend(correlations: Mapping[str, float], concreteness: Mapping[str, float]) -> tuple[float, float]:
     """Pearson's r of the correlations with concreteness and its p value; NaN with fewer than 3 concepts, or if all are alike."""
     pairs = [(concreteness[one], value) for one, value in correlations.items() if one in concreteness and not math.isnan(value)]
@@ -105,6 +108,10 @@ def concreteness_trend(correlations: Mapping[str, float], concreteness: Mapping[
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -138,11 +145,10 @@ def render(
     compared = [compare(one, ratings, colors, method=method, scale=scale) for one in predictions if one.style != NAMES_STYLE]
     concepts = list(dict.fromkeys(concept for one in compared for concept in one.ratings.concepts))
     values: dict[str, Any] = {
-        "facts": f"{len(concepts)} concepts, {len(colors)} colors, {len(compared)} predictions; ratings: {ratings.source}",
+        "facts": f"{_count(len(concepts), 'concept')}, {len(colors)} colors, {_count(len(compared), 'prediction')}; ratings: {ratings.source}",
         "method": method,
-        "means": [
-            {"label": one.label, "color": LINES[i % len(LINES)], "raw": one.raw, **means_row(one, concreteness)} for i, one in enumerate(compared)
-        ],
+        "means": [_means(one, concreteness, LINES[i % len(LINES)]) for i, one in enumerate(compared)],
+        "notes": list(dict.fromkeys(note for one in compared for note in one.notes)),
         "metrics": compared[0].normalized.names if compared else (),
         "words": WORDS,
         "dots": _dots(compared, concepts),
@@ -195,7 +201,7 @@ def _card(concept: str, compared: Sequence[Compared], ratings: Associations, col
         if concept not in one.scores.concepts:
             continue
         scores = one.scores.of([concept]).values[0]
-        points = zip(ranks(people), ranks(scores), colors.hexes, strict=True)
+        points = zip(shared_ranks(people), shared_ranks(scores), colors.hexes, strict=True)
         own.append(
             {
                 "label": one.label,
@@ -203,7 +209,7 @@ def _card(concept: str, compared: Sequence[Compared], ratings: Associations, col
                 "bars": bars(scores, colors, from_zero=False),
                 "span": f"{scores.min():.3g} to {scores.max():.3g}",
                 "pcc": one.normalized.column("PCC")[concept],
-                "ranks": [(int(x), int(y), color) for x, y, color in points],
+                "ranks": [(float(x), float(y), color) for x, y, color in points],
             }
         )
     return {
@@ -212,6 +218,11 @@ def _card(concept: str, compared: Sequence[Compared], ratings: Associations, col
         "span": f"{people.min():.3g} to {people.max():.3g}",
         "predictions": own,
     }
+
+
+def shared_ranks(values: Float[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
+    """Place of each color, the highest value at 1; equal values share the mean of their places, as in Spearman's correlation."""
+    return scipy_module("stats").rankdata(-values)
 
 
 def bars(values: Float[np.ndarray, " K"], colors: Colors, *, from_zero: bool) -> list[tuple[float, str]]:
@@ -223,7 +234,7 @@ def bars(values: Float[np.ndarray, " K"], colors: Colors, *, from_zero: bool) ->
         from_zero: True if 0 is the foot of the bars; else a little below the least value, because cosines lie close together.
     """
     low, high = float(values.min()), float(values.max())
-    foot = 0.0 if from_zero else low - 0.04 * (high - low)
+    foot = 0.0 if from_zero else low - (0.04 * (high - low) if high > low else 1.0)  # equal scores: bars of full height
     span = high - foot if high > foot else 1.0
     hexes = colors.hexes
     return [(round(float(values[at] - foot) / span, 4), hexes[at]) for at in np.argsort(-values, kind="stable").tolist()]
