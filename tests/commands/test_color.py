@@ -1,5 +1,7 @@
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,7 @@ def test_run_analyze_and_report_of_all_styles(tmp_path, capsys):
     main(["run", "--model", "ViT-B/32", "--model", "runs/mine/", *styles], load=load)
     said = capsys.readouterr().out.splitlines()
     assert "runs/color/cosine_similarities/runs_mine/test_4_scores/similarity_scores_df.txt" in said
+    assert said.count("runs/color/images") == 1
     assert said[-1] == "Compare with people's ratings: vlm color analyze; as a page: vlm color report"
     main(["analyze"])
     said = capsys.readouterr().out
@@ -78,7 +81,7 @@ def test_weights_that_cannot_be_had_are_one_line(capsys):
     assert vlm(["color", "run", "--model", "ViT-B/32"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "openai/clip-vit-base-patch32" in said
-    assert "--image-source and --text-source" in said and "--model." not in said
+    assert "--image-source and --text-source" in said and "--model." not in said and not Path("runs").exists()
 
 
 def test_weights_of_a_folder_are_taken(monkeypatch):
@@ -129,6 +132,17 @@ def test_what_is_not_in_the_means_is_said(capsys):
     assert [line.split()[:3] for line in said.splitlines() if line.startswith((" [a]", " b"))] == [["[a]", "2", "\N{EN DASH}"], ["b", "1", "1.0000"]]
     assert "[a]: nobody rated [/love] story; left out." in said
     assert "[a]: no correlation, and so no mean, because all values are equal for apple." in said
+
+
+def test_tables_are_analyzed_and_shown_without_torch():
+    people = read_ratings().of(["apple", "banana"])
+    Path("own.csv").write_text(people.as_csv(), encoding="utf-8")
+    lines = [["analyze", "own.csv", "--out", "out"], ["report", "own.csv", "--out", "out"], ["palette", "apple", "banana"]]
+    heavy = ["torch", "transformers", "pandas", "matplotlib"]
+    code = f"import sys\nfrom vlm.commands.color import main\nfor line in {lines}: main(line)\nprint('loaded:', *[n for n in {heavy} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded:"
 
 
 def test_raw_metrics_come_with_the_studys_pictures(monkeypatch):

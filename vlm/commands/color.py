@@ -167,13 +167,15 @@ def run(arguments: RunArguments, load: Callable[..., Any]) -> None:
     check_request(arguments)
     colors, concepts, names = open_colors(arguments.colors), read_concepts(arguments.concepts), read_concepts(arguments.color_names)
     prompts = [make_prompts(style, names if style == NAMES_STYLE else concepts) for style in arguments.styles]
-    models = distinct_models(arguments.model)
-    for own in prompts:
-        print("\n".join(map(str, write_inputs(arguments.out, own, colors))))
-    for name in models:
+    said: set[Path] = set()
+    for name in distinct_models(arguments.model):
         model = load(name, arguments.device, arguments.precision, **arguments.sources)
         for own in prompts:
-            print(write_answer(arguments.out, name, own, ask(model, own, colors, name=name), colors=arguments.colors), flush=True)
+            inputs = write_inputs(arguments.out, own, colors)
+            answer = write_answer(arguments.out, name, own, ask(model, own, colors, name=name), colors=arguments.colors)
+            for path in (path for path in (*inputs, answer) if path not in said):
+                print(path, flush=True)
+                said.add(path)
     out = "" if arguments.out == OUT else f" --out {arguments.out}"
     print(f"Compare with people's ratings: vlm color analyze{out}; as a page: vlm color report{out}")
 
