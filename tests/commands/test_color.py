@@ -228,9 +228,10 @@ def test_wrong_requests_are_refused(line, error, says):
         main(line, load=load)
 
 
-def test_colors_that_nobody_rated_are_refused():
+def test_colors_that_nobody_rated_are_refused(capsys):
     Path("brand.txt").write_text("#ff0000\n#00ff00\n", encoding="utf-8")
     main(["run", "--model", "m", "--colors", "brand.txt"], load=load)
+    assert capsys.readouterr().out.endswith("vlm color analyze --ratings FILE; as a page: vlm color report --ratings FILE\n")
     with pytest.raises(ConfigError, match=r"about the colors of brand\.txt, .* --ratings"):
         main(["analyze"])
     Path("ratings.csv").write_text(",1,2\napple,0.9,0.4\ncorn,0.1,0.3\n", encoding="utf-8")

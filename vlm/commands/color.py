@@ -159,7 +159,7 @@ def open_encoder(name: str, device: str, precision: str, **sources: Any) -> Any:
 
 def run(arguments: RunArguments, load: Callable[..., Any]) -> None:
     """Ask every model in every style, and write swatches, prompts and scores."""
-    from vlm.color.colors import open_colors
+    from vlm.color.colors import UW71, open_colors
     from vlm.color.layout import write_answer, write_inputs
     from vlm.color.prompts import make_prompts, read_concepts
     from vlm.color.study import ask
@@ -176,8 +176,8 @@ def run(arguments: RunArguments, load: Callable[..., Any]) -> None:
             for path in (path for path in (*inputs, answer) if path not in said):
                 print(path, flush=True)
                 said.add(path)
-    out = "" if arguments.out == OUT else f" --out {arguments.out}"
-    print(f"Compare with people's ratings: vlm color analyze{out}; as a page: vlm color report{out}")
+    more = ("" if arguments.out == OUT else f" --out {arguments.out}") + ("" if arguments.colors == UW71 else " --ratings FILE")
+    print(f"Compare with people's ratings: vlm color analyze{more}; as a page: vlm color report{more}")
 
 
 def distinct_models(names: Sequence[str]) -> list[str]:
