@@ -41,8 +41,11 @@ def test_csv_is_that_of_pandas(tmp_path):
         (",1,2\na,1\n", "Line 2 of .* has 2 cells, its header 3"),
         (",1,1\na,1,1\n", "two colors named '1'"),
         (",1\na,1\na,1\n", "two concepts named 'a'"),
-        (",1\na,x\n", "no number"),
-        (",1\na,nan\n", "has nan for 'a'"),
+        (",1\na,x\n", "has 'x' for 'a'; every cell must be a finite number"),
+        (",1\na,\n", "has '' for 'a'"),
+        (",1\na,nan\n", "has 'nan' for 'a'"),
+        (",1\na,1e300\n", "has '1e300' for 'a'.* at most 1e[+]100"),
+        (";1;2\na;1;2\n", "separated by commas"),
     ],
 )
 def test_broken_tables_are_refused(tmp_path, text, says):
@@ -51,16 +54,24 @@ def test_broken_tables_are_refused(tmp_path, text, says):
 
 
 def test_ratings_beyond_0_to_1_are_refused(tmp_path):
-    with pytest.raises(DataFormatError, match=r"go from -0\.5 to 2; expected 0 to 1\. --rescale"):
+    with pytest.raises(DataFormatError, match=r"go from -0\.5 to 2; expected 0 to 1\. Divide ratings by the highest value of their scale\."):
         read_ratings(written(tmp_path, ",1,2\na,-0.5,2\n"))
 
 
 def test_unknown_concepts_and_colors_are_named():
     ratings = read_ratings()
-    with pytest.raises(DataFormatError, match="has no concept 'applle'"):
+    with pytest.raises(DataFormatError, match=r"No concept of the UW-71 ratings is called 'applle'\. Did you mean apple"):
         ratings.of(["applle"])
     with pytest.raises(DataFormatError, match="has no color '72'"):
         ratings.at(["72"])
+
+
+def test_concepts_are_found_in_other_spellings_unless_rows_differ_in_spelling_alone():
+    table = Associations(("ice cream", "Caf\u00e9", "polish", "Polish"), ("1",), np.array([[0.1], [0.2], [0.3], [0.4]]), "test")
+    found = table.of([" Ice  Cream ", "CAFE\u0301", "Polish"])
+    assert found.concepts == ("ice cream", "Caf\u00e9", "Polish") and found.values.tolist() == [[0.1], [0.2], [0.4]]
+    with pytest.raises(DataFormatError, match="is called 'POLISH'"):
+        table.of(["POLISH"])
 
 
 def test_colors_of_other_names_are_refused(tmp_path):

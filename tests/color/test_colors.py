@@ -47,6 +47,9 @@ def test_swatches_are_squares_of_one_color():
         ("name,hex\nbrand,#102030\n", ("brand",), ["#102030"]),
         ("0,0,0\n100,0,0\n", ("1", "2"), ["#000000", "#ffffff"]),
         ("L,a,b\n0,0,0\n", ("1",), ["#000000"]),
+        ("name,r,g,b\nbrand,16,32,48\ngr\u00fcn,0,255,0\n", ("brand", "gr\u00fcn"), ["#102030", "#00ff00"]),
+        ("teal\nRebeccaPurple\n#fff\n", ("1", "2", "3"), ["#008080", "#663399", "#ffffff"]),
+        ("name,hex\nsea,teal\n", ("sea",), ["#008080"]),
     ],
 )
 def test_files_of_colors(tmp_path, text, names, hexes):
@@ -59,8 +62,13 @@ def test_files_of_colors(tmp_path, text, names, hexes):
     ("text", "says"),
     [
         ("", "is empty"),
-        ("red\n", "'red' is no color; write it as #rrggbb"),
-        ("1,2\n", "expected lines `#rrggbb` or `L,a,b`"),
+        ("reddish\n", "'reddish' is no color; write it as #rrggbb or as a name of CSS"),
+        ("#ff000080\n", "'#ff000080' is no color"),
+        ("1,2\n", "expected lines `#rrggbb`, `teal` or `L,a,b`"),
+        ("r,g,b\n0.5,0,1\n", "no whole number from 0 to 255"),
+        ("r,g,b\n0,256,0\n", "no whole number from 0 to 255"),
+        ("r,g,b\n0,nan,0\n", "no whole number from 0 to 255"),
+        ("hue,r\n1,2\n", "expected L, a and b; r, g and b; or hex"),
         ("name,hex\na,#000000\na,#ffffff\n", "two colors named 'a'"),
         ("L,a,b\n120,0,0\n", "L outside of 0 to 100"),
         ("L,a,b\n1,0\n", "Line 2 of .* has 2 cells, its header 3"),

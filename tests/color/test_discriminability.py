@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from scipy.stats import norm
 
 from vlm.color.associations import read_ratings
+from vlm.color.colors import UW71, open_colors
 from vlm.color.discriminability import (
     assign,
     assign_apart,
@@ -82,8 +84,39 @@ def test_colors_that_look_alike_are_not_chosen_together():
     associations, distances = np.array([[0.9, 0.8, 0.5], [0.1, 0.7, 0.3]]), np.array([[0.0, 2, 60], [2, 0, 60], [60, 60, 0]])
     assert assign_apart(associations, distances, 0.0).tolist() == [0, 1]
     assert assign_apart(associations, distances, 10.0).tolist() == [0, 2]
-    with pytest.raises(ConfigError, match="No 2 of 3 colors were found that differ by 100"):
+    with pytest.raises(ConfigError, match="No 2 of 3 colors differ by 100"):
         assign_apart(associations, distances, 100.0)
+
+
+@pytest.mark.parametrize("kind", ["balanced", "isolated", "baseline"])
+def test_assignment_is_the_best_of_all(kind):
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        table, places = rng.random((4, 8)), 50 * rng.random((8, 3))
+        distances = np.linalg.norm(places[:, None] - places[None], axis=-1)
+
+        def merit(i, j, x=table):
+            strongest = max(x[k, j] for k in range(4) if k != i)
+            return {"balanced": x[i, j] - strongest, "isolated": x[i, j], "baseline": -abs(x[i, j] - strongest)}[kind]
+
+        def worth(chosen, merit=merit):
+            return sum(merit(i, j) for i, j in enumerate(chosen))
+
+        for least in (0.0, 20.0, 25.0):
+            apart = [
+                chosen
+                for chosen in itertools.permutations(range(8), 4)
+                if all(distances[a, b] >= least for a, b in itertools.combinations(chosen, 2))
+            ]
+            assert worth(assign_apart(table, distances, least, kind)) == pytest.approx(max(map(worth, apart)))
+        assert worth(assign(table, kind)) == pytest.approx(max(map(worth, itertools.permutations(range(8), 4))))
+
+
+def test_palette_of_colors_far_apart_is_found_where_there_is_one():
+    ratings, distances = rated("apple", "banana", "grape", "carrot", "mushroom"), open_colors(UW71).distances()
+    chosen = assign_apart(ratings, distances, 80.0)
+    assert (distances[np.ix_(chosen, chosen)] + 1e3 * np.eye(5)).min() >= 80
+    assert merits(ratings)[np.arange(5), chosen].sum() > 1.0  # a search that only takes colors out ends without a palette here
 
 
 def test_a_pair_in_the_wrong_order_has_no_distance():

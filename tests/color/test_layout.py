@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vlm.color.associations import Associations
-from vlm.color.colors import UW71, open_colors
+from vlm.color.colors import UW71, Colors, open_colors
 from vlm.color.layout import Prediction, find_predictions, folder_name, read_prediction, read_predictions, write_answer, write_inputs
 from vlm.color.prompts import make_prompts
 from vlm.color.study import Answer
@@ -37,6 +37,12 @@ def test_files_lie_where_the_study_has_them(tmp_path):
     )
     header = (tmp_path / scores / "similarity_scores_df.txt").read_text(encoding="utf-8").splitlines()[0]
     assert header == "," + ",".join(map(str, range(1, 72)))
+
+
+def test_swatches_of_one_name_are_refused(tmp_path):
+    with pytest.raises(DataFormatError, match=r"colors 'sky/day' and 'sky-day' would both be sky_day\.png; rename"):
+        write_inputs(tmp_path, make_prompts(1), Colors(("sky/day", "sky-day"), np.zeros((2, 3))))
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_of_metrics_and_plots_are_the_studys(tmp_path):

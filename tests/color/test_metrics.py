@@ -8,11 +8,13 @@ from scipy.stats import wasserstein_distance
 from vlm.color.associations import Associations, read_ratings
 from vlm.color.colors import UW71, open_colors
 from vlm.color.metrics import (
+    aligned,
     distribution,
     earth_movers,
     jensen_shannon,
     normalized_scores,
     raw_scores,
+    unrated,
     with_others,
 )
 from vlm.errors import ConfigError, DataFormatError
@@ -80,6 +82,9 @@ def test_distributions_of_scores():
     assert distribution(np.ones(4)) == pytest.approx([0.25] * 4)
     with pytest.raises(ConfigError, match=r"needs the scale .* --scale"):
         distribution(row, "softmax")
+    for wrong in (0.0, -5.0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match=r"--scale is .* above 0"):
+            distribution(row, "softmax", wrong)
     with pytest.raises(ConfigError, match="min-shift or softmax; got 'sum'"):
         distribution(row, "sum")
 
@@ -95,6 +100,25 @@ def test_columns_are_matched_by_name_and_concepts_without_ratings_left_out():
     assert list(scores.by_concept) == ["b"] and scores.mean("PCC") == pytest.approx(1)
     with pytest.raises(DataFormatError, match="None of the 1 concepts of m is rated in test: x"):
         raw_scores(table([0.0, 1]), Associations(("x",), ("1", "2"), np.array([[0.0, 1]]), "m"))
+
+
+def test_concepts_are_matched_in_other_spellings_and_colors_must_be_there():
+    ratings = table([0.0, 0, 1], [1, 2, 3], concepts=("ice cream", "b"))
+    own, theirs = aligned(ratings, table([3.0, 1, 2], [5, 6, 7], concepts=("B", "Ice  Cream")))
+    assert own.concepts == theirs.concepts == ("b", "ice cream") and theirs.values.tolist() == [[3, 1, 2], [5, 6, 7]]
+    assert unrated(ratings, table([1.0, 2, 3], [1, 2, 3], concepts=("B", "love"))) == ["love"]
+    with pytest.raises(DataFormatError, match=r"test has the concept 'b' twice, in other spellings"):
+        aligned(ratings, table([1.0, 2, 3], [1, 2, 3], concepts=("b", "B")))
+    with pytest.raises(DataFormatError, match=r"test has 2 colors and no '3', which is rated in test"):
+        aligned(ratings, table([1.0, 2], concepts=("b",)))
+
+
+def test_correlations_are_those_of_the_scores_whatever_distribution_is_made_of_them():
+    ratings, scores, distances = table([0.0, 0.5, 1.0]), table([0.2, 0.3, 0.1]), np.ones((3, 3)) - np.eye(3)
+    expected = raw_scores(ratings, scores)
+    for method, scale in (("min-shift", None), ("softmax", 50.0)):
+        found = normalized_scores(ratings, scores, distances, method=method, scale=scale)
+        assert (found.mean("PCC"), found.mean("SRC")) == (expected.mean("PCC"), expected.mean("SRC"))
 
 
 def test_control_is_the_correlation_with_the_other_concepts():

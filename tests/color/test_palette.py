@@ -60,5 +60,12 @@ def test_wrong_requests_are_refused():
         given_palette(table, LIBRARY, ["red", "pink"], Observers())
     with pytest.raises(DataFormatError, match="expected 0 to 1"):
         make_palette(replace(table, values=table.values * 2), LIBRARY, Observers())
-    with pytest.raises(ConfigError, match="--draws is at least 1; got 0"):
+    with pytest.raises(ConfigError, match="--draws is from 1 to 1,000,000; got 0"):
         Observers(draws=0)
+    with pytest.raises(ConfigError, match="--draws is from 1 to 1,000,000; got 100000000"):
+        Observers(draws=100_000_000)
+    with pytest.raises(ConfigError, match="--seed is not below 0; got -1"):
+        Observers(seed=-1)
+    for wrong in (-5.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="--min-delta-e is a color difference, 0 or more"):
+            make_palette(table, LIBRARY, Observers(), min_delta_e=wrong)

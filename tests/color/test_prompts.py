@@ -18,8 +18,13 @@ def test_prompts_are_the_studys():
     assert ends == [f"{s} out of 1." for s in ("0.0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1.0")]
 
 
+def test_concepts_stand_in_the_order_of_the_studys_files():
+    words = "apple banana carrot celery cherry comfort corn driving eating efficiency eggplant grape leisure mushroom peach reliability safety"
+    assert list(CONCEPTS) == [*words.split(), "sleeping", "speed", "working"]
+
+
 def test_the_twenty_concepts_have_a_concreteness():
-    assert len(CONCEPTS) == 20 and list(CONCEPTS) == [*sorted(OBJECTS), *sorted(ABSTRACT)]
+    assert len(CONCEPTS) == 20 and set(CONCEPTS) == {*OBJECTS, *ABSTRACT}
     assert min(OBJECTS.values()) > max(ABSTRACT.values())
     assert read_concreteness(None) == OBJECTS | ABSTRACT
 

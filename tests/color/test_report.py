@@ -107,4 +107,21 @@ def test_names_of_colors_and_unrated_concepts_are_handled():
 
 def test_constant_scores_are_shown_as_undefined():
     flat = replace(prediction(), scores=replace(prediction().scores, values=np.full((20, 71), 0.2)))
-    assert "\N{EN DASH}" in page(flat)
+    text = page(flat)
+    assert "\N{EN DASH}" in text and "m, style 1: no correlation, and so no mean, because all values are equal for apple" in text
+    assert set(re.findall(r'cy="([\d.]+)" r="2"', text)) == {"36.00"}  # all share the middle rank
+    assert bars(np.full(71, 0.2), COLORS, from_zero=False)[0][0] == bars(np.full(71, 0.2), COLORS, from_zero=False)[-1][0] == 1
+
+
+def test_ranks_of_two_colors_fill_the_square_that_71_do():
+    two = Associations(("a",), ("1", "2"), np.array([[0.1, 0.9]]), "two")
+    text = render([Prediction("m", 0, two)], two, COLORS.named(["1", "2"]), {})
+    assert re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="2"', text) == [("24.00", "48.00"), ("48.00", "24.00")]
+    assert 'viewBox="-9 -3 83 83"' in text and "1 concept, 2 colors, 1 prediction;" in text
+
+
+def test_concepts_that_nobody_rated_are_named():
+    people = read_ratings().of(["apple", "banana", "love"])
+    own = Prediction("m", 1, replace(people, concepts=("Apple", "BANANA", "froth"), source="m"))
+    text = page(own)
+    assert "m, style 1: nobody rated froth; left out." in text and 'id="apple"' in text and "2 concepts, 71 colors, 1 prediction;" in text

@@ -1,5 +1,7 @@
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,10 @@ def load(name, device, precision):
     return Colored()
 
 
+def texts_of(style):
+    return Path(f"runs/color/text_prompts/test_{style}/text_prompts.txt").read_text(encoding="utf-8").splitlines()
+
+
 def printed_table(text):
     return [line.split() for line in text.splitlines() if line.strip()]
 
@@ -45,10 +51,11 @@ def test_run_analyze_and_report_of_all_styles(tmp_path, capsys):
     main(["run", "--model", "ViT-B/32", "--model", "runs/mine/", *styles], load=load)
     said = capsys.readouterr().out.splitlines()
     assert "runs/color/cosine_similarities/runs_mine/test_4_scores/similarity_scores_df.txt" in said
+    assert said.count("runs/color/images") == 1
     assert said[-1] == "Compare with people's ratings: vlm color analyze; as a page: vlm color report"
     main(["analyze"])
     said = capsys.readouterr().out
-    assert "normalized metrics, means over 20 concepts" in said and "ViT-B/32, style 4" in said and "ViT-B/32, style 5: names of colors" in said
+    assert "normalized metrics, means over the concepts" in said and "ViT-B/32, style 4" in said and "ViT-B/32, style 5: names of colors" in said
     with Path("runs/color/evaluation_metrics/ViT_B_32/test_1_metrics/normalized_metrics_df.txt").open(encoding="utf-8") as file:
         assert [row["word"] for row in csv.DictReader(file)] == list(CONCEPTS)
     main(["report", "--normalize", "softmax"])
@@ -74,6 +81,30 @@ def test_weights_that_cannot_be_had_are_one_line(capsys):
     assert vlm(["color", "run", "--model", "ViT-B/32"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "openai/clip-vit-base-patch32" in said
+    assert "--image-source and --text-source" in said and "--model." not in said and not Path("runs").exists()
+
+
+def test_weights_of_a_folder_are_taken(monkeypatch):
+    asked = []
+    monkeypatch.setattr("vlm.models.open.open_dual", lambda name, **options: asked.append(options) or Colored())
+    main(["run", "--model", "ViT-B/32", "--image-source", "weights", "--text-source", "weights"])
+    assert (asked[0]["image_source"], asked[0]["text_source"]) == ("weights", "weights")
+    with pytest.raises(ConfigError, match="are of one model"):
+        main(["run", "--model", "ViT-B/32", "--model", "ViT-B/16", "--image-source", "weights"])
+
+
+def test_unknown_model_is_told_with_the_nearest_pair(capsys):
+    assert vlm(["color", "run", "--model", "clip-b32"]) == 2
+    said = capsys.readouterr().err
+    assert "There is no run that begins with 'clip-b32' in runs" in said and "did you mean clip-b32-224" in said
+
+
+def test_style_5_takes_names_of_colors_and_the_others_concepts():
+    Path("names.txt").write_text("teal\nyellow\n", encoding="utf-8")
+    Path("words.txt").write_text("love\nice cream\n", encoding="utf-8")
+    main(["run", "--model", "m", "--prompt-style", "3", "--prompt-style", "5", "--concepts", "words.txt", "--color-names", "names.txt"], load=load)
+    assert texts_of(5) == ["The color of the image is teal.", "The color of the image is yellow."]
+    assert texts_of(3)[1] == "The color of the image is associated with the concept ice cream."
 
 
 def test_predictions_made_elsewhere_are_analyzed_without_a_model(tmp_path, capsys):
@@ -89,6 +120,29 @@ def test_predictions_made_elsewhere_are_analyzed_without_a_model(tmp_path, capsy
     assert float(rows["love"]["TV"]) == pytest.approx(0.25 * ratings.of(["love"]).values.sum())
     main(["report", "gpt.csv", "--ratings", str(UW71_RATINGS), "--page", "page.html"])
     assert (tmp_path / "page.html").is_file()
+
+
+def test_what_is_not_in_the_means_is_said(capsys):
+    people = read_ratings()
+    rows = [["", *people.colors], ["Banana", *people.of(["banana"]).values[0]], ["apple", *[0.2] * 71], ["[/love] story", *[0.1] * 71]]
+    for name, some in (("[/a]", rows), ("b", rows[:2])):
+        Path(f"{name.replace('/', '')}.csv").write_text("\n".join(",".join(map(str, row)) for row in some), encoding="utf-8")
+    main(["analyze", "[a].csv", "b.csv", "--out", "out"])
+    said = capsys.readouterr().out
+    assert [line.split()[:3] for line in said.splitlines() if line.startswith((" [a]", " b"))] == [["[a]", "2", "\N{EN DASH}"], ["b", "1", "1.0000"]]
+    assert "[a]: nobody rated [/love] story; left out." in said
+    assert "[a]: no correlation, and so no mean, because all values are equal for apple." in said
+
+
+def test_tables_are_analyzed_and_shown_without_torch():
+    people = read_ratings().of(["apple", "banana"])
+    Path("own.csv").write_text(people.as_csv(), encoding="utf-8")
+    lines = [["analyze", "own.csv", "--out", "out"], ["report", "own.csv", "--out", "out"], ["palette", "apple", "banana"]]
+    heavy = ["torch", "transformers", "pandas", "matplotlib"]
+    code = f"import sys\nfrom vlm.commands.color import main\nfor line in {lines}: main(line)\nprint('loaded:', *[n for n in {heavy} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded:"
 
 
 def test_raw_metrics_come_with_the_studys_pictures(monkeypatch):
@@ -111,6 +165,20 @@ def test_palette_is_printed_and_written(capsys):
     with Path("palette.json").open(encoding="utf-8") as file:
         written = json.load(file)
     assert [row["concept"] for row in written["rows"]] == ["apple", "banana", "grape"] and written["mean_contrast"] > 0.9
+
+
+def test_palette_of_one_concept_is_json_without_nan(capsys):
+    main(["palette", " APPLE", "--out", "palette.json"])
+    said = capsys.readouterr().out
+    written = json.loads(Path("palette.json").read_text(encoding="utf-8"), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert written["rows"][0]["concept"] == "apple" and written["least_delta_e"] is None and written["capacity"] == 0
+    assert "nan" not in said and "look most alike" not in said
+
+
+def test_concepts_that_go_with_no_color_are_refused():
+    Path("own.csv").write_text(",".join(["", *map(str, range(1, 72))]) + "\n" + "\n".join(f"{name},{','.join(['0.2'] * 71)}" for name in "ab"))
+    with pytest.raises(DataFormatError, match=r"own\.csv has 0 for 'a' and every color"):
+        main(["discriminability", "a", "b", "--associations", "own.csv", "--rescale"])
 
 
 def test_library_of_own_colors_gets_interpolated_associations(capsys):
@@ -144,10 +212,14 @@ def test_cosines_are_not_taken_for_ratings():
         (["ran"], UnknownNameError, "Did you mean 'run'"),
         (["run"], ConfigError, "Say which model"),
         (["run", "--model", "m", "--prompt-style", "7"], ConfigError, "1 to 5; got 7"),
+        (["run", "--model", "m", "--prompt-style", "5", "--concepts", "words.txt"], ConfigError, "--color-names instead of --concepts"),
+        (["run", "--model", "m", "--color-names", "names.txt"], ConfigError, "add --prompt-style 5"),
         (["analyze"], DataFormatError, "There are no predictions"),
         (["palette"], ConfigError, "Name the concepts"),
         (["palette", "a", "a"], ConfigError, "'a' is there twice"),
-        (["palette", "aple"], DataFormatError, "has no concept 'aple'"),
+        (["palette", "aple"], DataFormatError, "is called 'aple'. Did you mean apple"),
+        (["palette", "apple", "Apple"], ConfigError, "'apple' is there twice"),
+        (["analyze", "--scale", "5"], ConfigError, "with min-shift it has no effect"),
         (["discriminability", "apple"], ConfigError, "two concepts or more"),
     ],
 )
@@ -156,9 +228,10 @@ def test_wrong_requests_are_refused(line, error, says):
         main(line, load=load)
 
 
-def test_colors_that_nobody_rated_are_refused():
+def test_colors_that_nobody_rated_are_refused(capsys):
     Path("brand.txt").write_text("#ff0000\n#00ff00\n", encoding="utf-8")
     main(["run", "--model", "m", "--colors", "brand.txt"], load=load)
+    assert capsys.readouterr().out.endswith("vlm color analyze --ratings FILE; as a page: vlm color report --ratings FILE\n")
     with pytest.raises(ConfigError, match=r"about the colors of brand\.txt, .* --ratings"):
         main(["analyze"])
     Path("ratings.csv").write_text(",1,2\napple,0.9,0.4\ncorn,0.1,0.3\n", encoding="utf-8")

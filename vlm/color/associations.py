@@ -3,6 +3,8 @@
 Knows neither where scores come from nor what is done with them.
 """
 
+import difflib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from vlm.color.files import csv_text, read_rows
 from vlm.errors import DataFormatError
 
 UW71_RATINGS = Path(__file__).parent / "uw71" / "human_ratings_70x71.csv"
+MOST = 1e100  # what sums of squares still hold
 NEIGHBORS = 4  # rated colors that the rating of another color is interpolated from
 
 
@@ -34,16 +37,27 @@ class Associations:
     values: Float[np.ndarray, "C K"]
     source: str
 
+    def row_of(self, concept: str) -> int | None:
+        """The row of a concept, None if there is none. Case, spaces and how Unicode composes a letter do not matter, unless rows differ in them alone."""
+        if concept in self.concepts:
+            return self.concepts.index(concept)
+        alike = [i for i, own in enumerate(self.concepts) if _plain(own) == _plain(concept)]
+        return alike[0] if len(alike) == 1 else None
+
     def of(self, concepts: Sequence[str]) -> "Associations":
-        """Some of the concepts, in the given order.
+        """Some of the concepts, in the given order and as this table spells them.
 
         Raises:
             DataFormatError: If one is not there.
         """
-        if missing := [one for one in concepts if one not in self.concepts]:
+        rows = [row for row in map(self.row_of, concepts) if row is not None]
+        if len(rows) < len(concepts):
+            missing = next(one for one in concepts if self.row_of(one) is None)
+            near = difflib.get_close_matches(_plain(missing), self.concepts, n=3)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
             listed = ", ".join(self.concepts[:80])
-            raise DataFormatError(f"{self.source} has no concept {missing[0]!r}. It has {len(self.concepts)}: {listed}.")
-        return replace(self, concepts=tuple(concepts), values=self.values[[self.concepts.index(one) for one in concepts]])
+            raise DataFormatError(f"No concept of {self.source} is called {missing!r}.{hint} There are {len(self.concepts)}: {listed}.")
+        return replace(self, concepts=tuple(self.concepts[row] for row in rows), values=self.values[rows])
 
     def at(self, colors: Sequence[str]) -> "Associations":
         """Some of the colors, in the given order.
@@ -67,6 +81,10 @@ class Associations:
         return csv_text([["", *self.colors], *([one, *row] for one, row in zip(self.concepts, self.values, strict=True))])
 
 
+def _plain(concept: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", concept).casefold().split())
+
+
 def read_associations(path: Path) -> Associations:
     """A CSV file with concepts in the first column and a color in each other one.
 
@@ -78,7 +96,9 @@ def read_associations(path: Path) -> Associations:
     header, *rows = read_rows(path, what="The table of associations")
     colors = _from_1([name.removeprefix("V") for name in header[1:]])
     if not rows or not colors:
-        raise DataFormatError(f"{path} is no table of associations: expected concepts in the first column and a color in each other one.")
+        raise DataFormatError(
+            f"{path} is no table of associations: expected concepts in the first column and a color in each other one, separated by commas."
+        )
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise DataFormatError(f"Line {number} of {path} has {len(row)} cells, its header {len(header)}.")
@@ -95,14 +115,18 @@ def _from_1(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _numbers(rows: Sequence[Sequence[str]], path: Path) -> Float[np.ndarray, "C K"]:
-    try:
-        values = np.array([[float(cell) for cell in row[1:]] for row in rows])
-    except ValueError as error:
-        raise DataFormatError(f"{path} has a cell that is no number: {error}.") from error
-    if not np.isfinite(values).all():
-        row, column = np.argwhere(~np.isfinite(values))[0]
-        raise DataFormatError(f"{path} has {values[row, column]} for {rows[row][0]!r}; every cell must be a finite number.")
+    values = np.array([[_number(cell) for cell in row[1:]] for row in rows])
+    if (wrong := ~(np.abs(values) <= MOST)).any():
+        row, column = np.argwhere(wrong)[0]
+        raise DataFormatError(f"{path} has {rows[row][column + 1]!r} for {rows[row][0]!r}; every cell must be a finite number, at most {MOST:g}.")
     return values
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return float("nan")
 
 
 def read_ratings(path: Path | None = None) -> Associations:
@@ -111,20 +135,23 @@ def read_ratings(path: Path | None = None) -> Associations:
     Raises:
         DataFormatError: If the file cannot be read, or a value is not from 0 to 1.
     """
-    return check_range(replace(read_associations(path or UW71_RATINGS), source=str(path or "the UW-71 ratings")))
+    read = replace(read_associations(path or UW71_RATINGS), source=str(path or "the UW-71 ratings"))
+    return check_range(read, remedy="Divide ratings by the highest value of their scale.")
 
 
-def check_range(associations: Associations) -> Associations:
+def check_range(associations: Associations, *, remedy: str = "--rescale stretches each concept to that.") -> Associations:
     """The same table.
+
+    Args:
+        associations: The table.
+        remedy: Ends the message.
 
     Raises:
         DataFormatError: If a value is not from 0 to 1.
     """
     low, high = associations.values.min(), associations.values.max()
     if low < 0 or high > 1:
-        raise DataFormatError(
-            f"Associations of {associations.source} go from {low:.4g} to {high:.4g}; expected 0 to 1. --rescale stretches each concept to that."
-        )
+        raise DataFormatError(f"Associations of {associations.source} go from {low:.4g} to {high:.4g}; expected 0 to 1. {remedy}")
     return associations
 
 
@@ -162,6 +189,6 @@ def colors_of(associations: Associations, colors: str = UW71) -> Colors:
     if unknown := [name for name in associations.colors if name not in known.names]:
         raise DataFormatError(
             f"{associations.source} has a color {unknown[0]!r}, which {colors} lacks ({known.names[0]} to {known.names[-1]}). "
-            "Give the file of its colors with --colors, or ratings of other colors with --ratings."
+            "Give the file of its colors with --colors."
         )
     return known.named(associations.colors)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageColor
 
 from vlm.color.files import read_rows
 from vlm.errors import DataFormatError
@@ -21,7 +21,8 @@ SIDE = 224  # pixels of a swatch
 WHITE = np.array([0.95047, 1.0, 1.08883])  # D65
 TO_RGB = np.array([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]])
 LAB_CUT, RGB_CUT = 0.008856, 0.0031308
-HEX = re.compile(r"#?([0-9a-fA-F]{6})")
+BARE_HEX = re.compile(r"[0-9a-fA-F]{6}")
+LAB_COLUMNS, RGB_COLUMNS, HEX_COLUMNS = ("L", "a", "b"), ("r", "g", "b"), ("hex", "color_hex")
 
 
 @dataclass(frozen=True)
@@ -91,22 +92,28 @@ def rgb_to_lab(rgb: Float[np.ndarray, "K 3"]) -> Float[np.ndarray, "K 3"]:
 
 
 def hex_to_lab(codes: Sequence[str]) -> Float[np.ndarray, "K 3"]:
-    """Colors as `#rrggbb` to CIELAB.
+    """Colors as `#rrggbb`, `#rgb` or a name of CSS to CIELAB.
 
     Raises:
-        DataFormatError: If one is not of that form.
+        DataFormatError: If one is none of these.
     """
-    found = [HEX.fullmatch(code) for code in codes]
-    if wrong := [code for code, match in zip(codes, found, strict=True) if match is None]:
-        raise DataFormatError(f"{wrong[0]!r} is no color; write it as #rrggbb.")
-    rgb = np.array([[int(match[1][i : i + 2], 16) / 255 for i in (0, 2, 4)] for match in found if match])
-    return rgb_to_lab(rgb.reshape(-1, 3))
+    return rgb_to_lab(np.array([_rgb_of(code) for code in codes]).reshape(-1, 3) / 255)
+
+
+def _rgb_of(code: str) -> tuple[int, ...]:
+    try:
+        rgb = ImageColor.getrgb(f"#{code}" if BARE_HEX.fullmatch(code) else code)
+    except ValueError:
+        rgb = ()
+    if len(rgb) != 3:
+        raise DataFormatError(f"{code!r} is no color; write it as #rrggbb or as a name of CSS, such as teal.")
+    return rgb
 
 
 def open_colors(name: str) -> Colors:
     """A set of colors: `uw71`, or a file.
 
-    A file is CSV with columns L, a, b or a column hex (or color_hex), and perhaps a column name; or without a header, lines `L,a,b` or `#rrggbb`.
+    A file is CSV with columns L, a, b; or r, g, b; or hex (or color_hex); and perhaps a column name; or without a header, lines `L,a,b`, `#rrggbb` or `teal`.
     Colors without names are numbered from 1.
 
     Raises:
@@ -116,7 +123,7 @@ def open_colors(name: str) -> Colors:
         rows = read_rows(UW71_FILE, what="The file of colors")
         return _with_header([row[2:5] for row in rows], name)
     rows = read_rows(Path(name), what="The file of colors")
-    with_header = {"hex", "color_hex", "L"} & set(rows[0])
+    with_header = {*HEX_COLUMNS, "L", "r"} & set(rows[0])
     colors = _with_header(rows, name) if with_header else _without_header(rows, name)
     if len(set(colors.names)) < len(colors):
         twice = next(one for one in colors.names if colors.names.count(one) > 1)
@@ -132,11 +139,13 @@ def _with_header(rows: Sequence[Sequence[str]], name: str) -> Colors:
         raise DataFormatError(f"Line {short[0]} of {name} has {len(body[short[0] - 2])} cells, its header {len(header)}.")
     cells: Mapping[str, list[str]] = {column: [row[i] for row in body] for i, column in enumerate(header)}
     names = tuple(cells.get("name", _numbers(len(body))))
-    if {"L", "a", "b"} <= set(cells):
-        return Colors(names, _numeric(zip(*(cells[axis] for axis in "Lab"), strict=True), name))
-    column = next((column for column in ("hex", "color_hex") if column in cells), None)
+    if set(LAB_COLUMNS) <= set(cells):
+        return Colors(names, _numeric(zip(*(cells[axis] for axis in LAB_COLUMNS), strict=True), name))
+    if set(RGB_COLUMNS) <= set(cells):
+        return Colors(names, rgb_to_lab(_bytes(zip(*(cells[axis] for axis in RGB_COLUMNS), strict=True), name) / 255))
+    column = next((column for column in HEX_COLUMNS if column in cells), None)
     if column is None:
-        raise DataFormatError(f"{name} has the columns {', '.join(header)}; expected L, a and b, or hex.")
+        raise DataFormatError(f"{name} has the columns {', '.join(header)}; expected L, a and b; r, g and b; or hex.")
     return Colors(names, hex_to_lab(cells[column]))
 
 
@@ -146,11 +155,20 @@ def _without_header(rows: Sequence[Sequence[str]], name: str) -> Colors:
         return Colors(names, hex_to_lab([row[0] for row in rows]))
     if all(len(row) == 3 for row in rows):
         return Colors(names, _numeric(rows, name))
-    raise DataFormatError(f"{name} is no list of colors: expected lines `#rrggbb` or `L,a,b`, or a header with hex, or with L, a and b.")
+    raise DataFormatError(
+        f"{name} is no list of colors: expected lines `#rrggbb`, `teal` or `L,a,b`, or a header with hex; L, a and b; or r, g and b."
+    )
 
 
 def _numbers(count: int) -> list[str]:
     return [str(number) for number in range(1, count + 1)]
+
+
+def _bytes(rows: Iterable[Sequence[str]], name: str) -> Float[np.ndarray, "K 3"]:
+    values = _numeric(rows, name)
+    if ((values < 0) | (values > 255) | (values != np.rint(values))).any():  # NaN is not equal to itself
+        raise DataFormatError(f"{name} has an r, g or b that is no whole number from 0 to 255.")
+    return values
 
 
 def _numeric(rows: Iterable[Sequence[str]], name: str) -> Float[np.ndarray, "K 3"]:

@@ -4,6 +4,9 @@ Semantic distance of two concepts and two colors: Schloss, Leggon and Lessard 20
 Lessard and Schloss, TVCG 2022, arXiv:2108.03685. Associations are from 0 to 1, as people rate them.
 """
 
+import heapq
+import itertools
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -13,6 +16,7 @@ from vlm.errors import ConfigError
 SPREAD = 1.4  # of a rating x, as people's vary: 1.4 x (1 - x)
 FLOOR = 0.1  # least spread in the lab's later code
 DRAWS = 1000
+MOST_TRIES = 50_000  # libraries, some 10 seconds
 MERITS = ("balanced", "isolated", "baseline")
 
 Table = Float[np.ndarray, "C K"]
@@ -113,7 +117,7 @@ def capacity(associations: Table) -> float:
     Equal to the total variation for two concepts.
     """
     shares = associations / associations.sum(1, keepdims=True)
-    return float(shares.max(0).sum() - 1)
+    return max(0.0, float(shares.max(0).sum() - 1))
 
 
 def specificity(associations: Table) -> Float[np.ndarray, " C"]:
@@ -123,10 +127,10 @@ def specificity(associations: Table) -> Float[np.ndarray, " C"]:
 
 
 def assign_apart(associations: Table, distances: Float[np.ndarray, "K K"], least: float, kind: str = "balanced") -> Int[np.ndarray, " C"]:
-    """The assignment with the highest merit, without colors that look alike.
+    """The assignment with the highest merit among those without colors that look alike.
 
-    Of two chosen colors that are too near, the one with less merit is taken out of the library, and all is assigned anew. That finds a good palette, not
-    always the best.
+    Branch and bound: where the best assignment has two colors that are too near, one of them is either not in the palette, or none that is near to it is. Of all
+    libraries left to try, the one with the highest merit is next, so the first without such colors is the best.
 
     Args:
         associations: Concepts by colors of the library, 0 to 1.
@@ -135,17 +139,28 @@ def assign_apart(associations: Table, distances: Float[np.ndarray, "K K"], least
         kind: Merit.
 
     Raises:
-        ConfigError: If too few colors are left.
+        ConfigError: If there are no such colors, or they were not found in `MOST_TRIES`.
     """
-    worth, left = merits(associations, kind), np.arange(associations.shape[1])
-    while len(left) >= len(associations):
-        chosen = left[assign(associations[:, left], kind)]
-        between = distances[np.ix_(chosen, chosen)] + np.diag(np.full(len(chosen), np.inf))
-        if len(chosen) < 2 or between.min() >= least:
+    worth, count = merits(associations, kind), len(associations)
+    assign(associations, kind)  # refuses too few colors
+    near = (distances < least) & ~np.eye(len(distances), dtype=bool)
+    queue: list[tuple[float, int, Int[np.ndarray, " C"], Int[np.ndarray, " L"]]] = []
+    tried = itertools.count()
+
+    def add(left: Int[np.ndarray, " L"]) -> None:
+        if len(left) >= count:
+            chosen = left[scipy_module("optimize").linear_sum_assignment(worth[:, left], maximize=True)[1]]
+            heapq.heappush(queue, (-worth[np.arange(count), chosen].sum(), next(tried), chosen, left))
+
+    add(np.arange(len(distances)))
+    for _ in range(MOST_TRIES):
+        if not queue:
+            raise ConfigError(f"No {count} of {len(distances)} colors differ by {least:g} each. Lower --min-delta-e or give more colors.")
+        _, _, chosen, left = heapq.heappop(queue)
+        conflicts = near[np.ix_(chosen, chosen)].sum(1)
+        if not conflicts.any():
             return chosen
-        pair = np.unravel_index(between.argmin(), between.shape)
-        weaker = min(pair, key=lambda i: worth[i, chosen[i]])
-        left = left[left != chosen[weaker]]
-    raise ConfigError(
-        f"No {len(associations)} of {associations.shape[1]} colors were found that differ by {least:g} each. Lower --min-delta-e or give more colors."
-    )
+        color = chosen[conflicts.argmax()]
+        add(left[left != color])
+        add(left[~near[color, left]])
+    raise ConfigError(f"No {count} of {len(distances)} colors that differ by {least:g} each were found in {MOST_TRIES:,} tries. Lower --min-delta-e.")

@@ -62,11 +62,16 @@ def write_inputs(root: Path, prompts: Prompts, colors: Colors) -> list[Path]:
 
     Raises:
         ConfigError: If a file cannot be written.
+        DataFormatError: If the swatches of two colors would have the same name.
     """
-    for name, image in zip(colors.names, colors.swatches(), strict=True):
+    files = [f"{folder_name(name)}.png" for name in colors.names]
+    if twice := next((i for i, file in enumerate(files) if file in files[:i]), 0):
+        other = colors.names[files.index(files[twice])]
+        raise DataFormatError(f"The swatches of the colors {other!r} and {colors.names[twice]!r} would both be {files[twice]}; rename one of them.")
+    for file, image in zip(files, colors.swatches(), strict=True):
         out = io.BytesIO()
         image.save(out, format="PNG")
-        write_whole(root / "images" / f"{folder_name(name)}.png", out.getvalue())
+        write_whole(root / "images" / file, out.getvalue())
     text = "".join(f"{line}\n" for line in prompts.lines)
     return [root / "images", write_whole(root / "text_prompts" / f"test_{prompts.style}" / "text_prompts.txt", text)]
 

@@ -6,7 +6,7 @@ belongs to. The corrected ones compare distributions over the colors, and move m
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,10 @@ class Scores:
         """Mean of a metric over the concepts; NaN if it is not defined for one of them."""
         return float(np.mean(list(self.column(name).values())))
 
+    def undefined(self) -> list[str]:
+        """Concepts for which a metric is not defined."""
+        return [concept for concept, values in self.by_concept.items() if any(map(math.isnan, values))]
+
     def as_csv(self) -> str:
         """The table as pandas writes the study's: an index without a name, then word and metrics."""
         rows = [[i, word, *map(float, values)] for i, (word, values) in enumerate(self.by_concept.items())]
@@ -74,18 +78,31 @@ def scipy_module(name: str) -> Any:
 
 
 def aligned(ratings: Associations, predictions: Associations) -> tuple[Associations, Associations]:
-    """Both tables with the concepts and colors of the predictions, those without ratings left out.
+    """Both tables with the concepts of the predictions, those without ratings left out, as the ratings spell them, and the colors of the ratings.
 
     Raises:
-        DataFormatError: If they share no concept, or the predictions lack a color that was rated.
+        DataFormatError: If they share no concept, a concept is there in two spellings, or the predictions lack a color that was rated.
     """
-    shared = [concept for concept in predictions.concepts if concept in ratings.concepts]
+    shared = [concept for concept in predictions.concepts if ratings.row_of(concept) is not None]
     if not shared:
         raise DataFormatError(
             f"None of the {len(predictions.concepts)} concepts of {predictions.source} is rated in {ratings.source}: "
             f"{', '.join(predictions.concepts[:5])}. Give other ratings with --ratings."
         )
-    return ratings.of(shared), predictions.of(shared).at(ratings.colors)
+    if missing := [color for color in ratings.colors if color not in predictions.colors]:
+        raise DataFormatError(
+            f"{predictions.source} has {len(predictions.colors)} colors and no {missing[0]!r}, which is rated in {ratings.source}. "
+            "Give ratings of the same colors with --ratings."
+        )
+    own = ratings.of(shared)
+    if twice := [one for i, one in enumerate(own.concepts) if one in own.concepts[:i]]:
+        raise DataFormatError(f"{predictions.source} has the concept {twice[0]!r} twice, in other spellings. Take one of them out.")
+    return own, replace(predictions.of(shared).at(ratings.colors), concepts=own.concepts)
+
+
+def unrated(ratings: Associations, predictions: Associations) -> list[str]:
+    """The concepts of predictions that nobody rated."""
+    return [concept for concept in predictions.concepts if ratings.row_of(concept) is None]
 
 
 def raw_scores(ratings: Associations, predictions: Associations) -> Scores:
@@ -102,7 +119,7 @@ def _raw(g: Row, p: Row) -> tuple[float, ...]:
 def normalized_scores(
     ratings: Associations, predictions: Associations, distances: Float[np.ndarray, "K K"], *, method: str = "min-shift", scale: float | None = None
 ) -> Scores:
-    """Metrics of distributions over the colors.
+    """Metrics of distributions over the colors; the correlations are of ratings and scores, whatever distributions are made of them.
 
     Args:
         ratings: People's; each row is divided by its sum.
@@ -111,14 +128,18 @@ def normalized_scores(
         method: How a row of scores becomes a distribution: see `distribution`.
         scale: For softmax.
     """
-    pairs = _rows(ratings, predictions)
-    found = {concept: (_ratings_distribution(g, concept), distribution(p, method, scale)) for concept, g, p in pairs}
-    return Scores(NORMALIZED, {concept: _normalized(g, p, distances) for concept, (g, p) in found.items()})
+    return Scores(
+        NORMALIZED,
+        {
+            concept: (pearson(g, p), spearman(g, p), *_normalized(_ratings_distribution(g, concept), distribution(p, method, scale), distances))
+            for concept, g, p in _rows(ratings, predictions)
+        },
+    )
 
 
 def _normalized(g: Row, p: Row, distances: Float[np.ndarray, "K K"]) -> tuple[float, ...]:
     entropies = abs(negative_entropy(g) - negative_entropy(p))
-    return pearson(g, p), spearman(g, p), total_variation(g, p), jensen_shannon(g, p), earth_movers(g, p, distances), entropies
+    return total_variation(g, p), jensen_shannon(g, p), earth_movers(g, p, distances), entropies
 
 
 def _rows(ratings: Associations, predictions: Associations) -> list[tuple[str, Row, Row]]:
@@ -142,7 +163,7 @@ def distribution(row: Row, method: str = "min-shift", scale: float | None = None
         scale: What softmax multiplies the scores with.
 
     Raises:
-        ConfigError: If there is no such method, or softmax gets no scale.
+        ConfigError: If there is no such method, or softmax gets no scale or none above 0.
     """
     if method == "min-shift":
         shifted = row - row.min()
@@ -153,6 +174,8 @@ def distribution(row: Row, method: str = "min-shift", scale: float | None = None
         raise ConfigError(
             "--normalize softmax needs the scale of the model's cosines, which only predictions of `vlm color run` bring along: give it with --scale."
         )
+    if not 0 < scale < math.inf:
+        raise ConfigError(f"--scale is what cosines are multiplied with, above 0; got {scale:g}.")
     powers = np.exp(scale * (row - row.max()))
     return powers / powers.sum()
 

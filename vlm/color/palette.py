@@ -10,6 +10,8 @@ from vlm.color.colors import Colors
 from vlm.color.discriminability import FLOOR, assign_apart, capacity, pairwise_distances, semantic_contrast, semantic_distances, specificity
 from vlm.errors import ConfigError
 
+MOST_DRAWS = 1_000_000  # a share is then known to .0005
+
 
 @dataclass(frozen=True)
 class PaletteRow:
@@ -78,8 +80,10 @@ class Observers:
     floor: bool = False
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ConfigError(f"--draws is at least 1; got {self.draws}.")
+        if not 1 <= self.draws <= MOST_DRAWS:
+            raise ConfigError(f"--draws is from 1 to {MOST_DRAWS:,}; got {self.draws}.")
+        if self.seed < 0:
+            raise ConfigError(f"--seed is not below 0; got {self.seed}.")
 
     @property
     def least_spread(self) -> float:
@@ -97,9 +101,11 @@ def make_palette(associations: Associations, library: Colors, observers: Observe
         min_delta_e: Least difference of two colors.
 
     Raises:
-        ConfigError: If there are too few colors.
+        ConfigError: If there are too few colors, or the difference is below 0 or no number.
         DataFormatError: If an association is not from 0 to 1.
     """
+    if not 0 <= min_delta_e < float("inf"):
+        raise ConfigError(f"--min-delta-e is a color difference, 0 or more; got {min_delta_e:g}.")
     table = check_range(associations).at(library.names)
     chosen = assign_apart(table.values, library.distances(), min_delta_e, observers.merit)
     return read_palette(table, library, chosen.tolist(), observers)

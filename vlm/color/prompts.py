@@ -56,7 +56,7 @@ ABSTRACT = {
     "speed": 3.62,
     "working": 3.48,
 }
-CONCEPTS = (*OBJECTS, *ABSTRACT)
+CONCEPTS = tuple(sorted(OBJECTS | ABSTRACT))  # in the order of the study's files
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from jaxtyping import Float
 from vlm.color.associations import Associations
 from vlm.color.colors import Colors
 from vlm.color.layout import Prediction
-from vlm.color.metrics import WORDS, Scores, aligned, normalized_scores, raw_scores, scipy_module, varies, with_others
-from vlm.color.plots import ranks
+from vlm.color.metrics import WORDS, Scores, aligned, normalized_scores, raw_scores, scipy_module, unrated, varies, with_others
 from vlm.color.prompts import ABSTRACT, NAMES_STYLE, OBJECTS
 from vlm.color.study import NameCheck, check_names, severe_underestimates
 from vlm.pages import filled
@@ -36,6 +35,7 @@ class Compared:
         scores: Its scores, in the order of the ratings.
         normalized: Corrected metrics.
         raw: The study's metrics.
+        unrated: Concepts of the prediction that nobody rated; they are in none of the others.
     """
 
     prediction: Prediction
@@ -43,11 +43,26 @@ class Compared:
     scores: Associations
     normalized: Scores
     raw: Scores
+    unrated: Sequence[str]
 
     @property
     def label(self) -> str:
         """What tables call it."""
         return self.prediction.label
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the means must know: which concepts are not in them, and which make a mean undefined."""
+        notes = []
+        if self.unrated:
+            notes.append(f"{self.label}: nobody rated {_listed(self.unrated)}; left out.")
+        if undefined := self.raw.undefined():
+            notes.append(f"{self.label}: no correlation, and so no mean, because all values are equal for {_listed(undefined)}.")
+        return notes
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def compare(prediction: Prediction, ratings: Associations, colors: Colors, *, method: str = "min-shift", scale: float | None = None) -> Compared:
@@ -62,7 +77,7 @@ def compare(prediction: Prediction, ratings: Associations, colors: Colors, *, me
     """
     own, theirs = aligned(ratings, prediction.scores)
     normalized = normalized_scores(own, theirs, colors.distances(), method=method, scale=prediction.scale if scale is None else scale)
-    return Compared(prediction, own, theirs, normalized, raw_scores(own, theirs))
+    return Compared(prediction, own, theirs, normalized, raw_scores(own, theirs), unrated(ratings, prediction.scores))
 
 
 def means_row(compared: Compared, concreteness: Mapping[str, float]) -> dict[str, float]:
@@ -77,6 +92,10 @@ def means_row(compared: Compared, concreteness: Mapping[str, float]) -> dict[str
     }
 
 
+def _means(one: Compared, concreteness: Mapping[str, float], color: str) -> dict[str, Any]:
+    return {"label": one.label, "color": color, "raw": one.raw, "concepts": len(one.raw.by_concept), **means_row(one, concreteness)}
+
+
 def concreteness_trend(correlations: Mapping[str, float], concreteness: Mapping[str, float]) -> tuple[float, float]:
     """Pearson's r of the correlations with concreteness and its p value; NaN with fewer than 3 concepts, or if all are alike."""
     pairs = [(concreteness[one], value) for one, value in correlations.items() if one in concreteness and not math.isnan(value)]
@@ -89,6 +108,10 @@ def concreteness_trend(correlations: Mapping[str, float], concreteness: Mapping[
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -122,11 +145,10 @@ def render(
     compared = [compare(one, ratings, colors, method=method, scale=scale) for one in predictions if one.style != NAMES_STYLE]
     concepts = list(dict.fromkeys(concept for one in compared for concept in one.ratings.concepts))
     values: dict[str, Any] = {
-        "facts": f"{len(concepts)} concepts, {len(colors)} colors, {len(compared)} predictions; ratings: {ratings.source}",
+        "facts": f"{_count(len(concepts), 'concept')}, {len(colors)} colors, {_count(len(compared), 'prediction')}; ratings: {ratings.source}",
         "method": method,
-        "means": [
-            {"label": one.label, "color": LINES[i % len(LINES)], "raw": one.raw, **means_row(one, concreteness)} for i, one in enumerate(compared)
-        ],
+        "means": [_means(one, concreteness, LINES[i % len(LINES)]) for i, one in enumerate(compared)],
+        "notes": list(dict.fromkeys(note for one in compared for note in one.notes)),
         "metrics": compared[0].normalized.names if compared else (),
         "words": WORDS,
         "dots": _dots(compared, concepts),
@@ -179,7 +201,7 @@ def _card(concept: str, compared: Sequence[Compared], ratings: Associations, col
         if concept not in one.scores.concepts:
             continue
         scores = one.scores.of([concept]).values[0]
-        points = zip(ranks(people), ranks(scores), colors.hexes, strict=True)
+        points = zip(shared_ranks(people), shared_ranks(scores), colors.hexes, strict=True)
         own.append(
             {
                 "label": one.label,
@@ -187,7 +209,7 @@ def _card(concept: str, compared: Sequence[Compared], ratings: Associations, col
                 "bars": bars(scores, colors, from_zero=False),
                 "span": f"{scores.min():.3g} to {scores.max():.3g}",
                 "pcc": one.normalized.column("PCC")[concept],
-                "ranks": [(int(x), int(y), color) for x, y, color in points],
+                "ranks": [(float(x), float(y), color) for x, y, color in points],
             }
         )
     return {
@@ -196,6 +218,11 @@ def _card(concept: str, compared: Sequence[Compared], ratings: Associations, col
         "span": f"{people.min():.3g} to {people.max():.3g}",
         "predictions": own,
     }
+
+
+def shared_ranks(values: Float[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
+    """Place of each color, the highest value at 1; equal values share the mean of their places, as in Spearman's correlation."""
+    return scipy_module("stats").rankdata(-values)
 
 
 def bars(values: Float[np.ndarray, " K"], colors: Colors, *, from_zero: bool) -> list[tuple[float, str]]:
@@ -207,7 +234,7 @@ def bars(values: Float[np.ndarray, " K"], colors: Colors, *, from_zero: bool) ->
         from_zero: True if 0 is the foot of the bars; else a little below the least value, because cosines lie close together.
     """
     low, high = float(values.min()), float(values.max())
-    foot = 0.0 if from_zero else low - 0.04 * (high - low)
+    foot = 0.0 if from_zero else low - (0.04 * (high - low) if high > low else 1.0)  # equal scores: bars of full height
     span = high - foot if high > foot else 1.0
     hexes = colors.hexes
     return [(round(float(values[at] - foot) / span, 4), hexes[at]) for at in np.argsort(-values, kind="stable").tolist()]

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from vlm.color.prompts import NAMES_STYLE
 from vlm.commands import color_palette
 from vlm.commands.terminal import show_table
 from vlm.conf.cli import Positional, Repeated, parse
-from vlm.errors import ConfigError, UnknownNameError
+from vlm.errors import CheckpointError, ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
     from vlm.color.associations import Associations
     from vlm.color.colors import Colors
     from vlm.color.layout import Prediction
     from vlm.color.metrics import Scores
+    from vlm.color.report import Compared
 
 SUBCOMMANDS = {
     "run": "Ask dual encoders how strongly each color goes with each concept.",
@@ -27,6 +29,7 @@ SUBCOMMANDS = {
     "palette": "The best color of a library for each concept, and how well people will read the palette.",
 }
 OUT = Path("runs/color")
+WHERE = "Name a local folder of its weights with --image-source and --text-source, or check the network and your login to the hub."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +41,31 @@ class RunArguments:
     prompt_style: Annotated[tuple[int, ...], Repeated] = ()
     """1 to 5, once for each; none: 1. Style 4 asks for 11 strengths of association, style 5 for names of colors, as a check."""
     concepts: Path | None = None
-    """File with a concept a line; None: the study's 20, or in style 5 the basic color terms."""
+    """File with a concept a line, for styles 1 to 4; None: the study's 20."""
+    color_names: Path | None = None
+    """File with a name of a color a line, for style 5; None: the 11 basic color terms."""
     colors: str = "uw71"
-    """uw71, or a file of colors: CSV with columns L, a, b or hex, and perhaps name; or a color a line."""
+    """uw71, or a file of colors: CSV with columns L, a, b; r, g, b; or hex; and perhaps name; or a color a line."""
+    image_source: str = ""
+    """Folder or hub id of the image encoder's weights, if they are not where the model's name says."""
+    text_source: str = ""
+    """The same of the text encoder's; both may lie in one folder."""
     out: Path = OUT
     """Folder of all results, laid out as the study's `output`."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
     precision: str = "fp32"
-    """fp32, as in the study; bf16-mixed, bf16 or auto."""
+    """fp32, as in the study; bf16-mixed, bf16 or auto. The study had the language model of LLM2CLIP alone in bf16."""
+
+    @property
+    def styles(self) -> tuple[int, ...]:
+        """The styles, each once."""
+        return tuple(dict.fromkeys(self.prompt_style or (1,)))
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Where the weights are, for `open_dual`."""
+        return {f"{side}_source": source for side, source in (("image", self.image_source), ("text", self.text_source)) if source}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +106,7 @@ class ReportArguments(AnalyzeArguments):
     """The HTML file; None: report.html in --out."""
 
 
-def main(argv: Sequence[str], *, load: Callable[[str, str, str], Any] | None = None) -> None:
+def main(argv: Sequence[str], *, load: Callable[..., Any] | None = None) -> None:
     """Run one of the commands."""
     if not argv or argv[0] in ("-h", "--help"):
         print("\n".join(["usage: vlm color COMMAND [arguments]", "", *(f"  {name:17} {what}" for name, what in SUBCOMMANDS.items())]))
@@ -106,34 +125,59 @@ def main(argv: Sequence[str], *, load: Callable[[str, str, str], Any] | None = N
     command(parse(kind, rest, prog=f"vlm color {name}", description=SUBCOMMANDS[name]))
 
 
-def open_encoder(name: str, device: str, precision: str) -> Any:
-    """A dual encoder by its own name, or by the study's."""
+def check_request(arguments: RunArguments) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        ConfigError: If they do.
+    """
+    if not arguments.model:
+        raise ConfigError("Say which model: --model NAME, once for each.")
+    if arguments.sources and len(arguments.model) > 1:
+        raise ConfigError("--image-source and --text-source are of one model: name one --model, and run the others by themselves.")
+    if arguments.concepts is not None and set(arguments.styles) == {NAMES_STYLE}:
+        raise ConfigError("Style 5 asks for names of colors and for no concepts: give them with --color-names instead of --concepts.")
+    if arguments.color_names is not None and NAMES_STYLE not in arguments.styles:
+        raise ConfigError("--color-names is for style 5: add --prompt-style 5.")
+
+
+def open_encoder(name: str, device: str, precision: str, **sources: Any) -> Any:
+    """A dual encoder by its own name, or by the study's.
+
+    Raises:
+        CheckpointError: If its weights cannot be had; names the options of `vlm color run`.
+    """
+    from vlm.backbones.loading import REMEDY
     from vlm.color.study import MODELS
     from vlm.models.open import open_dual
 
-    return open_dual(MODELS.get(name, name), device=device, precision=precision)
+    try:
+        return open_dual(MODELS.get(name, name), device=device, precision=precision, **sources)
+    except CheckpointError as error:  # encoders are loaded as in training, whose options this command does not have
+        raise CheckpointError(str(error).replace(REMEDY, WHERE)) from error
 
 
-def run(arguments: RunArguments, load: Callable[[str, str, str], Any]) -> None:
+def run(arguments: RunArguments, load: Callable[..., Any]) -> None:
     """Ask every model in every style, and write swatches, prompts and scores."""
-    from vlm.color.colors import open_colors
+    from vlm.color.colors import UW71, open_colors
     from vlm.color.layout import write_answer, write_inputs
-    from vlm.color.prompts import NAMES_STYLE, make_prompts, read_concepts
+    from vlm.color.prompts import make_prompts, read_concepts
     from vlm.color.study import ask
 
-    if not arguments.model:
-        raise ConfigError("Say which model: --model NAME, once for each.")
-    colors, concepts = open_colors(arguments.colors), read_concepts(arguments.concepts)
-    prompts = [make_prompts(style, concepts if style != NAMES_STYLE else ()) for style in dict.fromkeys(arguments.prompt_style or (1,))]
-    written: list[Path] = []
+    check_request(arguments)
+    colors, concepts, names = open_colors(arguments.colors), read_concepts(arguments.concepts), read_concepts(arguments.color_names)
+    prompts = [make_prompts(style, names if style == NAMES_STYLE else concepts) for style in arguments.styles]
+    said: set[Path] = set()
     for name in distinct_models(arguments.model):
-        model = load(name, arguments.device, arguments.precision)
+        model = load(name, arguments.device, arguments.precision, **arguments.sources)
         for own in prompts:
-            written += [path for path in write_inputs(arguments.out, own, colors) if path not in written]
-            written.append(write_answer(arguments.out, name, own, ask(model, own, colors, name=name), colors=arguments.colors))
-    print("\n".join(map(str, written)))
-    out = "" if arguments.out == OUT else f" --out {arguments.out}"
-    print(f"Compare with people's ratings: vlm color analyze{out}; as a page: vlm color report{out}")
+            inputs = write_inputs(arguments.out, own, colors)
+            answer = write_answer(arguments.out, name, own, ask(model, own, colors, name=name), colors=arguments.colors)
+            for path in (path for path in (*inputs, answer) if path not in said):
+                print(path, flush=True)
+                said.add(path)
+    more = ("" if arguments.out == OUT else f" --out {arguments.out}") + ("" if arguments.colors == UW71 else " --ratings FILE")
+    print(f"Compare with people's ratings: vlm color analyze{more}; as a page: vlm color report{more}")
 
 
 def distinct_models(names: Sequence[str]) -> list[str]:
@@ -155,30 +199,42 @@ def analyze(arguments: MetricsArguments) -> None:
     """Write the metrics of every prediction, and print their means."""
     from vlm.color.files import write_whole
     from vlm.color.layout import METRICS
-    from vlm.color.metrics import WORDS, with_others
-    from vlm.color.prompts import NAMES_STYLE
-    from vlm.color.report import compare, number
+    from vlm.color.report import compare
 
     if arguments.metrics not in METRICS:
         raise ConfigError(f"--metrics is normalized or raw; got {arguments.metrics!r}.")
     ratings, colors, predictions = opened(arguments)
-    measured: list[tuple[str, Scores, float]] = []
-    for one in (one for one in predictions if one.style != NAMES_STYLE):
-        compared = compare(one, ratings, colors, method=arguments.normalize, scale=arguments.scale)
-        scores = getattr(compared, arguments.metrics)
-        measured.append((one.label, scores, with_others(compared.ratings, compared.scores)))
-        print(write_whole(one.folder(arguments.out, "metrics") / METRICS[arguments.metrics], scores.as_csv()))
+    asked = [one for one in predictions if one.style != NAMES_STYLE]
+    compared = [compare(one, ratings, colors, method=arguments.normalize, scale=arguments.scale) for one in asked]
+    for one in compared:
+        folder = one.prediction.folder(arguments.out, "metrics")
+        print(write_whole(folder / METRICS[arguments.metrics], getattr(one, arguments.metrics).as_csv()))
         if arguments.plots or (arguments.plots is None and arguments.metrics == "raw"):
-            print(write_plots(one, ratings, colors, one.folder(arguments.out, "eval")))
+            print(write_plots(one.prediction, ratings, colors, one.prediction.folder(arguments.out, "eval")))
     print_names(predictions, colors)
-    if not measured:
-        return
-    names = measured[0][1].names
-    rows = [[label, *(number(scores.mean(name), 4) for name in names), number(others, 4)] for label, scores, others in measured]
-    show_table(f"{arguments.metrics} metrics, means over {len(measured[0][1].by_concept)} concepts", ["prediction", *names, "PCC others"], rows)
+    if compared:
+        print_means(compared, arguments.metrics)
+
+
+def print_means(compared: "Sequence[Compared]", kind: str) -> None:
+    """Print the means of the metrics, raw or normalized, and what is not in them."""
+    from rich.markup import escape
+
+    from vlm.color.metrics import WORDS, with_others
+    from vlm.color.report import number
+
+    scores: list[Scores] = [getattr(one, kind) for one in compared]
+    names = scores[0].names
+    rows = [
+        [escape(one.label), str(len(own.by_concept)), *(number(own.mean(name), 4) for name in names), number(with_others(one.ratings, one.scores), 4)]
+        for one, own in zip(compared, scores, strict=True)
+    ]
+    show_table(f"{kind} metrics, means over the concepts", ["prediction", "concepts", *names, "PCC others"], rows)
     print("PCC others: the control, mean correlation with people's ratings of the other concepts.")
-    if arguments.metrics == "normalized":
+    if kind == "normalized":
         print("; ".join(f"{name} {WORDS[name]}" for name in names))
+    for note in dict.fromkeys(note for one in compared for note in one.notes):
+        print(note)
 
 
 def write_plots(prediction: "Prediction", ratings: "Associations", colors: "Colors", folder: Path) -> Path:
@@ -211,12 +267,14 @@ def opened(arguments: AnalyzeArguments) -> "tuple[Associations, Colors, list[Pre
     """Ratings, their colors, and the predictions.
 
     Raises:
-        ConfigError: If predictions were made with several sets of colors, or with one that nobody rated.
+        ConfigError: If predictions were made with several sets of colors, or with one that nobody rated, or a scale would have no effect.
     """
     from vlm.color.associations import colors_of, read_ratings
     from vlm.color.colors import UW71
     from vlm.color.layout import find_predictions, read_predictions
 
+    if arguments.scale is not None and arguments.normalize != "softmax":
+        raise ConfigError(f"--scale is for --normalize softmax; with {arguments.normalize} it has no effect.")
     predictions = read_predictions(arguments.predictions or find_predictions(arguments.out))
     sets = list(dict.fromkeys(one.colors for one in predictions if one.colors))
     if len(sets) > 1 and not arguments.colors:
@@ -231,12 +289,19 @@ def opened(arguments: AnalyzeArguments) -> "tuple[Associations, Colors, list[Pre
 
 def print_names(predictions: "Sequence[Prediction]", colors: "Colors") -> None:
     """Print, of style 5, which swatch is most like each name of a color."""
-    from vlm.color.prompts import NAMES_STYLE
+    from rich.markup import escape
+
     from vlm.color.study import check_names
 
     for one in (one for one in predictions if one.style == NAMES_STYLE):
         rows = [
-            [row.name, row.swatch, "none" if row.hue is None else f"{row.hue:.0f}", row.nearest, {True: "yes", False: "no", None: ""}[row.right]]
+            [
+                escape(row.name),
+                row.swatch,
+                "none" if row.hue is None else f"{row.hue:.0f}",
+                row.nearest,
+                {True: "yes", False: "no", None: ""}[row.right],
+            ]
             for row in check_names(one.scores.at(colors.names), colors)
         ]
-        show_table(f"{one.label}: names of colors", ["name", "best swatch", "hue in degrees", "nearest term", "right"], rows)
+        show_table(f"{escape(one.label)}: names of colors", ["name", "best swatch", "hue in degrees", "nearest term", "right"], rows)

@@ -1,12 +1,14 @@
 """`vlm color discriminability CONCEPTS` and `vlm color palette CONCEPTS`: what colors can say, and the palette that says it best."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vlm.commands.terminal import show_table
 from vlm.conf.cli import Positional, Repeated
-from vlm.errors import ConfigError
+from vlm.errors import ConfigError, DataFormatError
 
 if TYPE_CHECKING:
     from vlm.color.associations import Associations
@@ -56,6 +58,8 @@ class PaletteArguments(ReadingArguments):
 
 def discriminability(arguments: DiscriminabilityArguments) -> None:
     """Print how well the concepts can be told apart, and with --color how well a palette is read."""
+    from rich.markup import escape
+
     from vlm.color.discriminability import capacity
     from vlm.color.palette import given_palette, pairs, peaks
 
@@ -66,12 +70,17 @@ def discriminability(arguments: DiscriminabilityArguments) -> None:
     rows, specific = pairs(associations, library, floor=observers.least_spread), peaks(associations)
     count = len(associations.concepts)
     show_table(
-        f"{associations.source}: each two concepts, the hardest first",
+        f"{escape(associations.source)}: each two concepts, the hardest first",
         ["concepts", "capacity", "largest semantic distance", "with the colors"],
-        [[f"{row.one}, {row.other}", f"{row.capacity:.4f}", f"{row.distance:.4f}", " ".join(map(chip, row.hexes, row.colors))] for row in rows],
+        [
+            [escape(f"{row.one}, {row.other}"), f"{row.capacity:.4f}", f"{row.distance:.4f}", " ".join(map(chip, row.hexes, row.colors))]
+            for row in rows
+        ],
     )
     show_table(
-        "specificity in nats, the higher the fewer colors", ["concept", "specificity"], [[one, f"{value:.4f}"] for one, value in specific.items()]
+        "specificity in nats, the higher the fewer colors",
+        ["concept", "specificity"],
+        [[escape(one), f"{value:.4f}"] for one, value in specific.items()],
     )
     print(f"capacity of the {count} concepts: {capacity(associations.values):.4f} of {count - 1} (generalized total variation)")
     found = given_palette(associations, library, arguments.color, observers) if arguments.color else None
@@ -96,6 +105,7 @@ def reading(arguments: ReadingArguments) -> "tuple[Associations, Colors]":
 
     Raises:
         ConfigError: If no concept is named, or one twice.
+        DataFormatError: If one is associated with no color at all.
     """
     from vlm.color.associations import colors_of, interpolated, read_ratings
     from vlm.color.colors import UW71, open_colors
@@ -103,9 +113,12 @@ def reading(arguments: ReadingArguments) -> "tuple[Associations, Colors]":
     table = read_ratings() if arguments.associations is None else read_own(arguments.associations, rescale=arguments.rescale)
     if not arguments.concepts:
         raise ConfigError(f"Name the concepts: `vlm color palette apple banana grape`. There are: {', '.join(table.concepts)}.")
-    if twice := [one for i, one in enumerate(arguments.concepts) if one in arguments.concepts[:i]]:
-        raise ConfigError(f"The concept {twice[0]!r} is there twice.")
-    table, library = table.of(arguments.concepts), open_colors(arguments.colors)
+    refuse_repeats(arguments.concepts)
+    table = table.of(arguments.concepts)
+    refuse_repeats(table.concepts)  # in two spellings
+    if silent := [one for one, row in zip(table.concepts, table.values, strict=True) if not row.any()]:
+        raise DataFormatError(f"{table.source} has 0 for {silent[0]!r} and every color, which says nothing of colors. Leave this concept out.")
+    library = open_colors(arguments.colors)
     if arguments.colors == UW71:
         library = colors_of(table)
     if set(library.names) <= set(table.colors) and (arguments.colors == UW71 or arguments.associations is not None):
@@ -114,6 +127,12 @@ def reading(arguments: ReadingArguments) -> "tuple[Associations, Colors]":
     distances = f"the nearest rated color is {far.mean():.0f} away on average, {far.max():.0f} at most"
     print(f"Associations with the {len(library)} colors are interpolated from UW-71; {distances} (CIELAB).")
     return table, library
+
+
+def refuse_repeats(concepts: Sequence[str]) -> None:
+    """Refuse a concept that is there twice."""
+    if twice := [one for i, one in enumerate(concepts) if one in concepts[:i]]:
+        raise ConfigError(f"The concept {twice[0]!r} is there twice.")
 
 
 def read_own(path: Path, *, rescale: bool) -> "Associations":
@@ -152,20 +171,25 @@ def palette_values(found: "Palette") -> dict[str, Any]:
 
 def show_palette(found: "Palette") -> None:
     """Print a palette."""
+    from rich.markup import escape
+
+    from vlm.color.report import number
+
     rows = [
         [
-            row.concept,
+            escape(row.concept),
             chip(row.hex, row.color),
             f"{row.association:.2f}",
-            f"{row.rival} {row.rival_association:.2f}" if row.rival else "",
+            f"{escape(row.rival)} {row.rival_association:.2f}" if row.rival else "",
             f"{100 * row.contrast:.0f}%",
-            f"{row.least_distance:.2f}",
+            number(row.least_distance, 2),
         ]
         for row in found.rows
     ]
     show_table("Palette", ["concept", "color", "association", "strongest rival", "read right", "least semantic distance"], rows)
     print(f"{100 * found.mean_contrast:.0f}% of simulated observers' assignments are right (chance {100 * found.chance:.0f}%).")
-    print(f"The two colors that look most alike differ by {found.least_delta_e:.0f} (CIELAB).")
+    if len(found.rows) > 1:
+        print(f"The two colors that look most alike differ by {found.least_delta_e:.0f} (CIELAB).")
 
 
 def chip(code: str, name: str) -> str:
@@ -182,4 +206,13 @@ def write_json(path: Path | None, values: Any) -> None:
     from vlm.color.files import write_whole
 
     if path is not None:
-        print(write_whole(path, json.dumps(values, indent=1) + "\n"))
+        print(write_whole(path, json.dumps(without_nan(values), indent=1, allow_nan=False) + "\n"))
+
+
+def without_nan(values: Any) -> Any:
+    """The same values with None for NaN, which JSON does not have."""
+    if isinstance(values, dict):
+        return {name: without_nan(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [without_nan(value) for value in values]
+    return None if isinstance(values, float) and math.isnan(values) else values
