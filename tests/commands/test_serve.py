@@ -74,6 +74,7 @@ def test_a_model_of_the_hub_has_its_id_for_a_name(tmp_path, monkeypatch):
     ("words", "message"),
     [
         (["nope"], "There is no run that begins with 'nope'"),
+        (["clip-b32-224"], "There is no run that begins with 'clip-b32-224'"),  # encoders do not answer, and are not loaded to say so
         (["tiny", "--port", "70000"], "--port is 70000"),
         (["tiny", "--host", "192.0.2.1"], "Cannot listen at 192.0.2.1"),
         (["tiny", "--max-batch", "0"], "--max-batch is 0; it must be at least 1"),
@@ -92,7 +93,7 @@ def test_a_port_in_use_is_noticed_before_the_model_is_loaded(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["serve", "nope", "--port", str(taken.getsockname()[1])]) == 2
-    assert "Choose another --host or --port" in capsys.readouterr().err
+    assert re.search(r"Cannot listen at 127.0.0.1 port \d+: Address already in use. Choose another --host or --port", capsys.readouterr().err)
 
 
 def test_missing_packages_are_named_with_the_line_that_installs_them(monkeypatch, capsys):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from vlm.conf.cli import Positional, Repeated, parse
-from vlm.errors import CheckpointError, ConfigError, MissingPackageError
+from vlm.errors import ConfigError, MissingPackageError
 
 log = logging.getLogger(__name__)
 
@@ -107,21 +107,19 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise ConfigError(f"Cannot listen at {host} port {port}: {error.strerror or error}. Choose another --host or --port.") from None
+        said = str(error.strerror or error).partition(" (while")[0]  # Python says the address once more
+        raise ConfigError(f"Cannot listen at {host} port {port}: {said}. Choose another --host or --port.") from None
 
 
 def _service(arguments: Arguments, limits: Any) -> Any:
     from vlm.infer.server.pictures import fetch_from
     from vlm.infer.server.service import Service
-    from vlm.models.open import open_model
+    from vlm.models.checkpoint import open_model
     from vlm.models.sampling import Sampling
-    from vlm.models.vision_language import VisionLanguageModel
 
     default = Sampling(max_new_tokens=limits.max_new_tokens, temperature=arguments.temperature, top_p=arguments.top_p)
     sources = {name: getattr(arguments, name) for name in ("vision_source", "language_source") if getattr(arguments, name)}
     model = open_model(arguments.run, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root, **sources)
-    if not isinstance(model, VisionLanguageModel):
-        raise CheckpointError(f"{arguments.run} is no model that answers. Name a run of a vision-language model.")
     fetch = fetch_from(arguments.allow_host, max_bytes=limits.max_body_bytes, allow_private=arguments.allow_private)
     return Service(model.eval(), _name(arguments), limits=limits, default=default, fetch=fetch)
 
