@@ -168,6 +168,15 @@ def test_an_answer_is_shown_from_its_first_letter(capsys):
     assert capsys.readouterr().out == "a b\n"
 
 
+def test_an_answer_cannot_command_the_terminal(session, capsys, monkeypatch):
+    monkeypatch.setattr(session.conversation, "say", lambda text, images: iter(["a\x1b]0;", "title\x07\r\x9b2J\x7f\tb\n\u00e9"]))
+    session.take("what is this?")
+    assert capsys.readouterr().out == "a\ufffd]0;title\ufffd\ufffd\ufffd2J\ufffd\tb\n\u00e9\n"
+    session.conversation.messages = (Message("user", "why?"), Message("assistant", "\x1b[2J"))
+    session.take("/history")
+    assert capsys.readouterr().out == "user: why?\nassistant: \ufffd[2J\n"
+
+
 def test_lines_of_earlier_sessions_come_back(tmp_path, monkeypatch):
     readline = pytest.importorskip("readline")
 

@@ -41,10 +41,40 @@ def test_a_run_is_served_by_its_name_until_told_to_end(run):
         assert "Traceback" not in server.stderr.read()
 
 
+def test_a_second_ctrl_c_ends_it_at_once_and_tells_who_waits(run):
+    command = [sys.executable, "-m", "vlm", "serve", "tiny", "--port", "0", "--precision", "fp32", "--max-new-tokens", "400"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "VLM_API_KEY": ""}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        url = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())[0]
+        body = {"model": run.name, "messages": [{"role": "user", "content": "What color?"}], "stream": True}
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.send_signal(signal.SIGINT)
+            server.send_signal(signal.SIGINT)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]" or '"shutting_down"' in rest[-1]
+        assert server.wait(30) == 130
+        assert server.stderr.read() == "vlm serve: interrupted\n"
+
+
+def test_a_model_of_the_hub_has_its_id_for_a_name(tmp_path, monkeypatch):
+    from vlm.commands.serve import Arguments, _name
+
+    monkeypatch.chdir(tmp_path)
+    snapshot, run, kept = tmp_path / "snapshots" / "0123abcd", tmp_path / "runs" / "a+b+x1" / "checkpoints" / "step-000001", tmp_path / "kept"
+    for folder, name, known in ((snapshot, "me/cat@v2", "me/cat@v2"), (run, "a", "a+b+x1"), (kept, "kept/", "kept")):
+        folder.mkdir(parents=True)
+        monkeypatch.setattr("vlm.models.checkpoint.find_checkpoint", lambda *_, folder=folder, **__: folder)
+        assert _name(Arguments(name)) == known
+        assert _name(Arguments(name, name="own")) == "own"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["nope"], "There is no run that begins with 'nope'"),
+        (["clip-b32-224"], "There is no run that begins with 'clip-b32-224'"),  # encoders do not answer, and are not loaded to say so
         (["tiny", "--port", "70000"], "--port is 70000"),
         (["tiny", "--host", "192.0.2.1"], "Cannot listen at 192.0.2.1"),
         (["tiny", "--max-batch", "0"], "--max-batch is 0; it must be at least 1"),
@@ -63,7 +93,7 @@ def test_a_port_in_use_is_noticed_before_the_model_is_loaded(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["serve", "nope", "--port", str(taken.getsockname()[1])]) == 2
-    assert "Choose another --host or --port" in capsys.readouterr().err
+    assert re.search(r"Cannot listen at 127.0.0.1 port \d+: Address already in use. Choose another --host or --port", capsys.readouterr().err)
 
 
 def test_missing_packages_are_named_with_the_line_that_installs_them(monkeypatch, capsys):

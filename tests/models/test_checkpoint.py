@@ -353,6 +353,21 @@ def test_a_folder_that_is_no_run_is_taken_for_a_prefix(tmp_path, monkeypatch):
             find_checkpoint(name)
 
 
+def test_a_folder_of_another_layout_points_to_the_import(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "config.json").touch()
+    with pytest.raises(ConfigError, match=r"exported is a folder, but neither a run .* no model.json.*`vlm import`"):
+        find_checkpoint("exported")
+    with pytest.raises(ConfigError, match=r"exported is a folder"):
+        find_checkpoint(tmp_path / "exported")
+
+
+def test_a_source_is_of_a_tower(saved):
+    with pytest.raises(ConfigError, match="'language' names no tower of a model that answers; give vision_source or language_source"):
+        open_model(saved, device="cpu", language="tiny-phi")
+
+
 def test_a_run_without_a_checkpoint_says_so(tmp_path):
     (tmp_path / "demo+align+x7" / "checkpoints").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="has no checkpoint"):

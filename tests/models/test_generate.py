@@ -2,13 +2,15 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from plain_forward import batch_of, greedy, plain_logits
 
 from vlm.errors import ConfigError, DataFormatError
 from vlm.messages import Message
-from vlm.models.generate import Sampling, ask, embed_prompts, generate, left_padded, stream, warn_without_question
+from vlm.models.generate import ContextError, Prompt, Sampling, ask, embed_prompts, generate, left_padded, stream, warn_without_question
 from vlm.models.vision_language import VisionLanguageModel
 
 NEW = 8
@@ -168,6 +170,23 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(compose):
         generate(model, [ask([], "blue " * 1000)], SHORT)
 
 
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(compose, monkeypatch):
+    model = compose()
+    assert model.language.longest_token == max(map(len, model.language.tokenizer.get_vocab()))
+    monkeypatch.setattr(type(model.language.tokenizer), "__call__", None)  # it would take minutes and gigabytes for some 10 MB
+    with pytest.raises(ContextError, match=r"has 1,000,000 characters; the language model reads 512 tokens, of at most \d+ characters each"):
+        generate(model, [ask([], "a" * 1_000_000)], SHORT)
+
+
+def test_a_text_of_the_longest_tokens_alone_fits(compose):
+    model = compose()
+    tokenizer = model.language.tokenizer
+    longest = max((word for word, i in tokenizer.get_vocab().items() if i not in tokenizer.added_tokens_decoder), key=len)
+    text = tokenizer.convert_tokens_to_string([longest]) * 400
+    assert len(text) > 512
+    generate(model, [ask([], text)], Sampling(max_new_tokens=1))
+
+
 def test_a_prompt_fits_to_the_last_token(compose):
     model = compose()
     prompt = ask([], "a")
@@ -242,6 +261,38 @@ def test_chat_answers_as_generate_does(compose, picture):
     earlier = generate(model, [ask([], "And its shape?", history=history, earlier_images=[picture(2)])], SHORT)[0]
     assert model.chat([], "And its shape?", history=history, earlier_images=[picture(2)], max_new_tokens=NEW) == earlier
     assert model.chat([], "Is there a red square?", max_new_tokens=NEW) == generate(model, [ask([], "Is there a red square?")], SHORT)[0]
+
+
+def test_chat_takes_pictures_in_every_form_alone_or_in_a_list(compose, picture, tmp_path):
+    model, question = compose(language="tiny-qwen2"), "What color is the circle?"
+    picture(1).save(tmp_path / "a.png")
+    expected = model.chat([picture(1)], question, max_new_tokens=NEW)
+    for given in (picture(1), tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes(), np.asarray(picture(1))):
+        assert model.chat(given, question, max_new_tokens=NEW) == model.chat([given], question, max_new_tokens=NEW) == expected
+        assert "".join(model.chat(given, question, stream=True, max_new_tokens=NEW)).strip() == expected
+        assert model.generate_batch([(given, question), ([given], question)], max_new_tokens=NEW) == [expected] * 2
+        assert model.score((given, question), ["red"]) == model.score(([picture(1)], question), ["red"])
+
+
+def test_a_photograph_in_a_prompt_is_turned(compose, picture, tmp_path):
+    model, exif = compose(language="tiny-qwen2"), Image.Exif()
+    exif[0x0112] = 3
+    picture(1).rotate(180).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as opened:
+        whole = Prompt((Message("user", "<image>\nWhat color?"),), (opened,))
+        expected = model.chat([picture(1)], "What color?", max_new_tokens=NEW)
+        assert model.generate_batch([whole, ([opened], "What color?")], max_new_tokens=NEW) == [expected] * 2
+
+
+@pytest.mark.parametrize("prompt", [None, 3, ("What?", ["a.png"]), ("a.png", "What?", "more"), ("a.png", None)])
+def test_what_is_no_prompt_is_one_line(compose, prompt):
+    with pytest.raises(DataFormatError, match=r"A prompt is a question, a pair \(pictures, question\), or a Prompt; got "):
+        compose().generate_batch([prompt])
+
+
+def test_one_text_is_not_answered_letter_by_letter(compose):
+    with pytest.raises(DataFormatError, match="The prompts are one text, 'hello'; give a list of prompts"):
+        compose().generate_batch("hello")
 
 
 def test_rows_are_aligned_at_their_end():

@@ -9,7 +9,7 @@ from plain_forward import plain_logits
 
 from vlm.errors import ConfigError
 from vlm.models.generate import ask, generate, stream
-from vlm.models.sampling import Draw, Sampling, settings
+from vlm.models.sampling import LOWEST_TEMPERATURE, Draw, Sampling, settings
 
 NEW = 8
 HOT = {"max_new_tokens": NEW, "temperature": 2.0, "top_p": 0.95}
@@ -22,6 +22,7 @@ HOT = {"max_new_tokens": NEW, "temperature": 2.0, "top_p": 0.95}
         {"temperature": -0.1},
         {"temperature": float("nan")},
         {"temperature": float("inf")},
+        {"temperature": 1e-40},
         {"top_p": 0.0},
         {"top_p": 1.1},
         {"top_k": -1},
@@ -77,6 +78,11 @@ def test_draws_follow_the_softmax(values, kept):
     seen = frequencies(Sampling(**values), scores, torch.nn.Linear(1, 1))
     assert (seen - expected).abs().max() < 4 * math.sqrt(0.25 / 4000)
     assert (seen[expected == 0] == 0).all()
+
+
+def test_the_lowest_temperature_draws_the_most_likely_token(compose):
+    scores = torch.tensor([-300.0, 299.9, 300.0, 0.0])
+    assert frequencies(Sampling(temperature=LOWEST_TEMPERATURE), scores, compose(), rows=10).tolist() == [0, 0, 1, 0]
 
 
 def test_draws_of_a_row_depend_on_its_seed_alone():

@@ -21,6 +21,8 @@ HELP = """/image PATH|URL ...   pictures for the next question
 /quit                 end, as Ctrl-D does
 A path or URL of a picture in a question, pasted or dragged into the terminal, is looked at too. Ctrl-C stops an answer."""
 MOST_LINES = 1000  # of the input history that are kept
+# Control characters but tab and line break: a terminal obeys them, and an answer may say whatever a picture makes it say.
+CONTROL = dict.fromkeys((*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0)), "\N{REPLACEMENT CHARACTER}")
 
 
 class Session:
@@ -104,7 +106,7 @@ class Session:
         sizes = iter([f"[picture {i}, {one.width}x{one.height}]" for i, one in enumerate(self.conversation.images, 1)])
         for message in (*self.conversation.system, *self.conversation.messages):
             first, *others = message.text.split(IMAGE_PLACEHOLDER)
-            print(f"{message.role}: {first}{''.join(next(sizes) + other for other in others)}")
+            print(f"{message.role}: {first}{''.join(next(sizes) + other for other in others)}".translate(CONTROL))
         return True
 
     def _help(self, _: str) -> bool:
@@ -113,12 +115,12 @@ class Session:
 
 
 def show(pieces: Iterable[str]) -> None:
-    """Print an answer as it comes, from its first letter on."""
+    """Print an answer as it comes, from its first letter on, control characters as replacement characters."""
     begun = False
     for piece in pieces:
         shown = piece if begun else piece.lstrip()
         begun = begun or bool(shown)
-        print(shown, end="", flush=True)
+        print(shown.translate(CONTROL), end="", flush=True)
     print()
 
 

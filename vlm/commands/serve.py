@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from vlm.conf.cli import Positional, Repeated, parse
-from vlm.errors import CheckpointError, ConfigError, MissingPackageError, VLMError
+from vlm.errors import ConfigError, MissingPackageError
 
 log = logging.getLogger(__name__)
 
 KEY_VARIABLE = "VLM_API_KEY"
-SECONDS_TO_FINISH = 30  # for open requests, once the server is told to end
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Arguments:
     """What to serve, where, and for whom."""
 
     run: Annotated[str, Positional]
-    """Run folder, checkpoint folder, or a unique prefix of a run's name."""
+    """Run folder, checkpoint folder, a unique prefix of a run's name, or a hub id (owner/name)."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 for all of this machine's, which other machines can reach."""
     port: int = 8000
@@ -56,7 +55,7 @@ class Arguments:
     """Answers generated at a time."""
     max_batch_tokens: int = 32_768
     """Places of a batch, rows times the longest prompt and answer: what the cache of keys and values takes."""
-    max_queue: int = 128
+    max_queue: int = 256
     """Requests that may wait; what comes beyond is told to come again."""
     timeout: float = 300.0
     """Seconds from a request's first byte to the end of its answer."""
@@ -79,13 +78,14 @@ def main(argv: Sequence[str]) -> None:
         _require(package)
     from vlm.infer.server.app import create_app
     from vlm.infer.server.limits import Limits
+    from vlm.infer.server.running import run_until_signal
 
     limits = Limits(**{name: getattr(arguments, name) for name in Limits.__dataclass_fields__})
     key = arguments.api_key or os.environ.get(KEY_VARIABLE, "")
     with _listen(arguments.host, arguments.port) as listening:
         service = _service(arguments, limits)
         _say(service.name, listening, has_key=bool(key))
-        _run(create_app(service, api_key=key), listening)
+        run_until_signal(create_app(service, api_key=key), service, listening)
 
 
 def _require(package: str) -> None:
@@ -107,36 +107,33 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise ConfigError(f"Cannot listen at {host} port {port}: {error.strerror or error}. Choose another --host or --port.") from None
+        said = str(error.strerror or error).partition(" (while")[0]  # Python says the address once more
+        raise ConfigError(f"Cannot listen at {host} port {port}: {said}. Choose another --host or --port.") from None
 
 
 def _service(arguments: Arguments, limits: Any) -> Any:
     from vlm.infer.server.pictures import fetch_from
     from vlm.infer.server.service import Service
-    from vlm.models.open import open_model
+    from vlm.models.checkpoint import open_model
     from vlm.models.sampling import Sampling
-    from vlm.models.vision_language import VisionLanguageModel
 
     default = Sampling(max_new_tokens=limits.max_new_tokens, temperature=arguments.temperature, top_p=arguments.top_p)
     sources = {name: getattr(arguments, name) for name in ("vision_source", "language_source") if getattr(arguments, name)}
     model = open_model(arguments.run, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root, **sources)
-    if not isinstance(model, VisionLanguageModel):
-        raise CheckpointError(f"{arguments.run} is no model that answers. Name a run of a vision-language model.")
     fetch = fetch_from(arguments.allow_host, max_bytes=limits.max_body_bytes, allow_private=arguments.allow_private)
     return Service(model.eval(), _name(arguments), limits=limits, default=default, fetch=fetch)
 
 
 def _name(arguments: Arguments) -> str:
-    """As stated, or the run's; of what is no run, the name under which it was opened."""
+    """As stated, or that of the run or the checkpoint folder; of a hub id, the id."""
     from vlm.models.checkpoint import find_checkpoint
 
     if arguments.name:
         return arguments.name
-    try:
-        checkpoint = find_checkpoint(arguments.run, run_root=arguments.run_root).resolve()
-    except VLMError:
-        return arguments.run
-    return checkpoint.parents[1].name if checkpoint.parent.name == "checkpoints" else checkpoint.name
+    checkpoint = find_checkpoint(arguments.run, run_root=arguments.run_root).resolve()
+    if checkpoint.parent.name == "checkpoints":
+        return checkpoint.parents[1].name
+    return checkpoint.name if Path(arguments.run).is_dir() else arguments.run  # the hub's cache names folders by commits
 
 
 def _say(name: str, listening: socket.socket, *, has_key: bool) -> None:
@@ -146,10 +143,3 @@ def _say(name: str, listening: socket.socket, *, has_key: bool) -> None:
     print(f"{name}: chat at http://{address}:{port}/, OpenAI's API at http://{address}:{port}/v1; Ctrl-C ends it.", flush=True)
     if not has_key and not ipaddress.ip_address(host).is_loopback:
         log.warning("Other machines can reach this server, and it asks for no key: set %s, or listen at 127.0.0.1.", KEY_VARIABLE)
-
-
-def _run(app: Any, listening: socket.socket) -> None:
-    import uvicorn
-
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=SECONDS_TO_FINISH)
-    uvicorn.Server(config).run(sockets=[listening])

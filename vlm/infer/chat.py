@@ -1,6 +1,7 @@
 """A conversation about pictures: turns, pictures and the answer as it comes. Knows no terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 from PIL import Image
 
@@ -40,11 +41,15 @@ class Conversation:
         self.images = self.images[: count_placeholders(self.messages)]
         return had
 
-    def say(self, text: str, images: Sequence[Image.Image] = ()) -> Iterator[str]:
+    def say(self, text: str, images: Any = ()) -> Iterator[str]:
         """Ask, and get the answer piece by piece; the turn is remembered once the answer is complete.
 
+        Args:
+            text: The question.
+            images: Its pictures, as `vlm.data.given_picture.as_pictures` takes them.
+
         Raises:
-            DataFormatError: If placeholders and pictures disagree, or the conversation has outgrown the context.
+            FetchError, DataFormatError: If a picture cannot be had, placeholders and pictures disagree, or the conversation has outgrown the context.
         """
         prompt = ask(images, text, history=(*self.system, *self.messages), earlier_images=self.images)
         pieces = []

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
+SOURCES = ("vision_source", "language_source")
 INSIDE = "hf:./"  # how `model.json` names a tower that lies in the checkpoint's own folder, so that the folder can be moved
 KINDS: dict[str, type] = {"vision-language": VisionLanguageConfig, "dual-encoder": DualEncoderConfig}
 
@@ -187,8 +188,11 @@ def load(folder: Path, *, precision: str, sources: dict[str, str] | None = None)
         sources: Other folders for the towers: `{"vision_source": ..., "language_source": ...}`.
 
     Raises:
+        ConfigError: If a source is of no tower: another setting would make another model of it.
         CheckpointError: If a tower is not the one that the checkpoint was trained with, or weights are missing.
     """
+    if unknown := sorted(set(sources or {}) - set(SOURCES)):
+        raise ConfigError(f"{unknown[0]!r} names no tower of a model that answers; give {' or '.join(SOURCES)}.")
     manifest = read_manifest(folder)
     if not isinstance(manifest.config, VisionLanguageConfig):
         raise CheckpointError(f"{folder} is a dual encoder, not a model that answers. Measure it with `vlm evaluate`, or use vlm.load.")
@@ -345,6 +349,11 @@ def _run_by_prefix(path: Path, run_root: Path) -> Path:
     matches = [folder for folder in runs if folder.name.startswith(path.name)]
     if len(matches) == 1:
         return matches[0]
+    if not matches and path.is_dir():
+        raise ConfigError(
+            f"{path} is a folder, but neither a run (it has no checkpoints/) nor a checkpoint of vlm (it has no {MODEL}). Name a run, or turn a model of "
+            "another layout into a checkpoint with `vlm import` (`vlm import --help`)."
+        )
     shown = [folder.name for folder in (matches or runs)]
     listed = ", ".join(shown[:MOST_NAMES]) + (f" and {len(shown) - MOST_NAMES} more" if len(shown) > MOST_NAMES else "")
     problem = f"{len(matches)} runs begin with {path.name!r}" if matches else f"There is no run that begins with {path.name!r}"

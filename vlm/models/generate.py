@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlm.data.chat import encode_chat
+from vlm.data.given_picture import as_pictures
 from vlm.data.image import to_tiles
 from vlm.errors import ConfigError, DataFormatError
 from vlm.messages import IMAGE_PLACEHOLDER, ChatTemplate, Message, count_placeholders
@@ -36,27 +37,49 @@ class Prompt:
     images: tuple[Image.Image, ...] = ()
 
 
-# A prompt as callers write it: a question, pictures and a question, or a whole conversation.
-PromptLike = Prompt | str | tuple[Sequence[Image.Image], str]
+class ContextError(DataFormatError):
+    """A conversation that, with its answer, is longer than the language model reads."""
 
 
-def as_prompt(prompt: PromptLike) -> Prompt:
-    """The conversation that a question, a pair of pictures and a question, or a prompt stands for.
+def as_prompts(prompts: Any) -> list[Prompt]:
+    """Conversations from what a caller gives; see `as_prompt`.
 
     Raises:
-        DataFormatError: If placeholders and pictures disagree.
+        FetchError, DataFormatError: See `as_prompt`; also if the prompts are one text, whose letters would be answered one by one.
+    """
+    if isinstance(prompts, str):
+        raise DataFormatError(f"The prompts are one text, {prompts[:80]!r}; give a list of prompts.")
+    return [as_prompt(prompt) for prompt in prompts]
+
+
+def as_prompt(prompt: Any) -> Prompt:
+    """The conversation that a question, a pair of pictures and a question, or a prompt stands for; pictures as `as_pictures` takes them.
+
+    Raises:
+        FetchError, DataFormatError: If it is none of these, a picture cannot be had, or placeholders and pictures disagree.
     """
     if isinstance(prompt, Prompt):
-        return prompt
-    return ask([], prompt) if isinstance(prompt, str) else ask(*prompt)
+        return replace(prompt, images=tuple(as_pictures(prompt.images)))
+    if isinstance(prompt, str):
+        return ask([], prompt)
+    if isinstance(prompt, Sequence) and len(prompt) == 2 and isinstance(prompt[1], str):
+        return ask(*prompt)
+    raise DataFormatError(f"A prompt is a question, a pair (pictures, question), or a Prompt; got {repr(prompt)[:80]}.")
 
 
-def ask(images: Sequence[Image.Image], text: str, *, history: Sequence[Message] = (), earlier_images: Sequence[Image.Image] = ()) -> Prompt:
+def ask(images: Any, text: str, *, history: Sequence[Message] = (), earlier_images: Any = ()) -> Prompt:
     """A prompt from pictures and a question; without placeholders in the text, the pictures come first, as in LLaVA.
 
+    Args:
+        images: Pictures of the question, as `vlm.data.given_picture.as_pictures` takes them.
+        text: The question.
+        history: Earlier turns.
+        earlier_images: Their pictures.
+
     Raises:
-        DataFormatError: If the text has placeholders, but not as many as there are pictures.
+        FetchError, DataFormatError: If a picture cannot be had, or the text has placeholders, but not as many as there are pictures.
     """
+    images, earlier_images = as_pictures(images), as_pictures(earlier_images)
     placeholders = text.count(IMAGE_PLACEHOLDER)
     if placeholders == 0:
         text = f"{IMAGE_PLACEHOLDER}\n" * len(images) + text
@@ -190,6 +213,7 @@ def prepare(model: VisionLanguageModel, prompt: Prompt, room: int) -> PreparedPr
         DataFormatError: If placeholders and pictures disagree, the prompt has no tokens, or the context is too short.
     """
     check_placeholders(prompt)
+    check_characters(prompt.messages, model)
     tiled = [to_tiles(image, model.image_policy) for image in prompt.images]
     ids = encode_prompt(model, prompt.messages, [model.tokens_per_image(layout) for _, layout in tiled])
     if ids.shape[1] == 0:
@@ -233,14 +257,28 @@ def check_placeholders(prompt: Prompt) -> None:
         )
 
 
+def check_characters(messages: Sequence[Message], model: VisionLanguageModel) -> None:
+    """Refuse what cannot fit the context however it is tokenized: a megabyte of text takes seconds and hundreds of megabytes of memory to be.
+
+    Raises:
+        ContextError: If there are more characters than the longest tokens could hold.
+    """
+    length, context = sum(len(message.text) for message in messages), model.language.max_length
+    if length > context and length > context * model.language.longest_token:
+        raise ContextError(
+            f"The conversation has {length:,} characters; the language model reads {context} tokens, of at most {model.language.longest_token} "
+            "characters each. Shorten the conversation."
+        )
+
+
 def check_room(length: int, room: int, model: VisionLanguageModel) -> None:
     """Compare a prompt and its longest answer with the context.
 
     Raises:
-        DataFormatError: If they do not fit.
+        ContextError: If they do not fit.
     """
     if length + room > model.language.max_length:
-        raise DataFormatError(
+        raise ContextError(
             f"The prompt has {length} tokens and the answer may have {room}; the language model reads {model.language.max_length}. "
             "Shorten the conversation, or lower max_new_tokens."
         )

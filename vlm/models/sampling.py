@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from vlm.distributed.shard import is_sharded
 from vlm.errors import ConfigError
 
+LOWEST_TEMPERATURE = 1e-6  # scores that are divided by much less are beyond fp32, and leave no distribution to draw from
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -24,7 +26,7 @@ class Sampling:
 
     Attributes:
         max_new_tokens: Longest answer, in tokens, at least 1.
-        temperature: 0 for the most likely token each time; else the softmax temperature, positive.
+        temperature: 0 for the most likely token each time; else the softmax temperature, at least LOWEST_TEMPERATURE.
         top_p: Share of the probability mass that is drawn from, above 0, to 1.
         top_k: Number of the most likely tokens that are drawn from; 0 for all.
         repetition_penalty: What the scores of tokens that the answer has already are divided by (multiplied, where negative); 1 for none (CTRL,
@@ -47,8 +49,10 @@ class Sampling:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; an answer has at least 1 token.")
-        if not 0 <= self.temperature < math.inf:
-            raise ConfigError(f"temperature is {self.temperature}; it must be finite and at least 0, and 0 takes the most likely token each time.")
+        if self.temperature != 0 and not LOWEST_TEMPERATURE <= self.temperature < math.inf:
+            raise ConfigError(
+                f"temperature is {self.temperature}; it must be 0, which takes the most likely token each time, or finite and at least {LOWEST_TEMPERATURE}."
+            )
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
         if self.top_k < 0:

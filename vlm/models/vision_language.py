@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor, nn
 
 from vlm.backbones.language.base import HFCausalLM
@@ -112,18 +111,19 @@ class VisionLanguageModel(nn.Module):
 
     def chat(
         self,
-        images: Sequence[Image.Image],
+        images: Any,
         text: str,
         *,
         history: Sequence[Message] = (),
-        earlier_images: Sequence[Image.Image] = (),
+        earlier_images: Any = (),
         stream: bool = False,
         **sampling: Any,
     ) -> str | Iterator[str]:
         """Answer a question about pictures; `vlm.infer.chat.Conversation` keeps history and pictures by itself.
 
         Args:
-            images: Pictures of this question; several or none are fine.
+            images: Pictures of this question, one, several or none: pictures of PIL, paths, URLs, the bytes of files, uint8 arrays
+                (`vlm.data.given_picture.as_picture`).
             text: The question; `<image>` marks where a picture goes, without it the pictures come first.
             history: Earlier turns.
             earlier_images: Their pictures, in the order of their placeholders.
@@ -132,7 +132,7 @@ class VisionLanguageModel(nn.Module):
 
         Raises:
             ConfigError: If sampling settings are out of range.
-            DataFormatError: If placeholders and pictures disagree, or the context is too short.
+            FetchError, DataFormatError: If a picture cannot be had, placeholders and pictures disagree, or the context is too short.
         """
         from vlm.models import generate
 
@@ -148,11 +148,11 @@ class VisionLanguageModel(nn.Module):
             sampling: Fields of `vlm.models.sampling.Sampling`.
 
         Raises:
-            ConfigError, DataFormatError: See `chat`.
+            ConfigError, FetchError, DataFormatError: See `chat`.
         """
         from vlm.models import generate
 
-        return generate.generate(self, [generate.as_prompt(prompt) for prompt in prompts], generate.Sampling(**sampling))
+        return generate.generate(self, generate.as_prompts(prompts), generate.Sampling(**sampling))
 
     def score(self, prompt: Any, answers: Sequence[str]) -> list[Any]:
         """Log-probabilities of given answers (yes and no, letters, captions), each as a whole and by token: `vlm.models.score.AnswerScore`.
@@ -162,7 +162,7 @@ class VisionLanguageModel(nn.Module):
             answers: The answers; what several begin with alike is computed once.
 
         Raises:
-            DataFormatError: If there is no answer, or see `chat`.
+            FetchError, DataFormatError: If there is no answer, or see `chat`.
         """
         from vlm.models import generate, score
 

@@ -96,6 +96,10 @@ def test_without_a_stated_length_the_answer_has_what_is_left(serve, client, mode
 def test_models_health_and_counts(serve, client):
     server = serve()
     assert [model.id for model in client(server).models.list()] == ["tiny"]
+    assert client(server).models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match="There is no model 'other/one' here; this server has 'tiny'"):
+        client(server).models.retrieve("other/one")
+    assert [httpx.head(server.url + path).status_code for path in ("/", "/health")] == [200, 200]
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok", "model": "tiny"}
     post(server, json=ASKED)
     post(server, json={})
@@ -110,7 +114,10 @@ def test_errors_are_openais_for_its_client(serve, client):
     chat = client(server).chat.completions
     with pytest.raises(openai.BadRequestError, match=r"The prompt has .* the language model reads 512") as caught:
         chat.create(model="tiny", messages=[{"role": "user", "content": "word " * 600}])
-    assert (caught.value.type, caught.value.param) == ("invalid_request_error", "messages")
+    assert (caught.value.type, caught.value.param, caught.value.code) == ("invalid_request_error", "messages", "context_length_exceeded")
+    with pytest.raises(openai.BadRequestError, match=r"has 1,000,000 characters; the language model reads 512 tokens") as caught:
+        chat.create(model="tiny", messages=[{"role": "user", "content": "a" * 1_000_000}])
+    assert caught.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError, match="at most 50 tokens"):
         chat.create(**ASKED | {"max_tokens": 51})
     with pytest.raises(openai.BadRequestError, match="max_tokens is 0"):
@@ -130,6 +137,8 @@ def test_a_key_is_asked_for_below_v1(serve, client):
         assert post(server, json=ASKED, headers={"authorization": wrong}).status_code == 401
     with pytest.raises(openai.AuthenticationError, match="The API key is missing or wrong"):
         client(server, "other").models.list()
+    with pytest.raises(openai.AuthenticationError):
+        client(server, "other").models.retrieve("tiny")
     assert client(server, "secret").chat.completions.create(**ASKED).usage.completion_tokens >= 1
     assert httpx.get(f"{server.url}/health").status_code == httpx.get(server.url).status_code == 200
 

@@ -80,3 +80,16 @@ def test_a_data_url_that_holds_no_base64_is_refused(address):
 def test_more_pictures_than_allowed_are_not_even_read():
     with pytest.raises(RequestError, match="The conversation has 3 pictures; this server takes 2"):
         read_addresses(["data:"] * 3, Limits(max_pictures=2), fetch_from(()))
+
+
+def test_fetched_pictures_have_no_more_bytes_together_than_a_request():
+    asked = []
+
+    def fetch(address: str) -> bytes:
+        asked.append(address)
+        return b"x" * 600
+
+    with pytest.raises(RequestError, match="The first 2 pictures have more than 1,000 bytes") as caught:
+        read_addresses(["http://a/1", "http://a/2", "http://a/3"], Limits(max_body_bytes=1_000), fetch)
+    assert caught.value.status == 413
+    assert asked == ["http://a/1", "http://a/2"]

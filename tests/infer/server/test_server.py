@@ -121,12 +121,17 @@ def test_what_is_refused_is_said_and_can_be_sent_again(serve, page):
     page.click("#send")
     assert "API key is missing or wrong" in page.inner_text(".wrong >> nth=-1")
     page.wait_for_selector("#send:visible")
+    assert page.evaluate("document.activeElement.id") == "key"
     page.fill("#key", "secret")
-    page.click("#send")
+    page.press("#key", "Enter")
+    assert page.is_hidden("#settings")
+    page.press("#words", "Enter")
     page.wait_for_selector(".wrong >> nth=1")
     assert "this server takes 2,000" in page.inner_text(".wrong >> nth=1")
     page.click("[aria-label='Remove picture 1']")
+    page.click("#tune")
     page.fill("#length", "3")
+    page.click("text=Done")
     page.click("#send")
     assert "3 tokens" in page.inner_text(".assistant .note") or "tokens after" in page.inner_text(".assistant .note")
     page.set_input_files("#files", [{"name": "a.txt", "mimeType": "text/plain", "buffer": b"no picture"}])
@@ -142,3 +147,25 @@ def test_a_large_picture_is_made_smaller_before_it_is_sent(serve, page):
     page.fill("#words", "What color?")
     page.click("#send")
     page.wait_for_selector(".assistant .note")
+
+
+def test_a_page_stays_usable_when_another_model_is_served_since(serve, page):
+    page.goto(serve(max_new_tokens=3).url)
+    page.evaluate("model = 'older'")
+    page.fill("#words", "What color?")
+    page.click("#send")
+    assert "There is no model 'older' here; this server has 'tiny'" in page.inner_text(".wrong")
+    page.click("#send")
+    page.wait_for_selector(".assistant .note")
+
+
+def test_what_looks_like_html_is_shown_as_it_is(serve, page):
+    page.goto(serve(max_new_tokens=3).url)
+    evil = "<img src=x onerror=\"document.title='hit'\"><script>document.title='hit'</script> **bold**"
+    page.fill("#words", evil)
+    page.click("#send")
+    page.wait_for_selector(".assistant .note")
+    page.evaluate("text => document.querySelector('.assistant span').append(text)", evil)  # as the page appends what comes
+    assert page.inner_text(".user") == evil
+    assert page.locator("#talk img, #talk script").count() == 0
+    assert page.title() == "tiny"

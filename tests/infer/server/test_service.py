@@ -59,7 +59,7 @@ async def send_all(url: str, bodies: list[bytes]) -> list[httpx.Response]:
 
 
 def test_two_hundred_at_once_with_twenty_malformed_ones(serve, model):
-    server = serve(max_queue=NUM, max_new_tokens=20)
+    server = serve(max_new_tokens=20)
     wrong = set(random.Random(0).sample(range(NUM), BAD))
     bodies = [bad(i) if i in wrong else json.dumps(good(i)).encode() for i in range(NUM)]
     alone = {i: ask([picture(i + j, side=64) for j in range(i % 3)], QUESTIONS[i % len(QUESTIONS)]) for i in range(NUM) if i not in wrong}

@@ -6,6 +6,7 @@ padding is masked, so both may have ids without rows, and the frozen base stays 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,11 @@ class HFCausalLM(nn.Module):
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
         self.template = fit_template(template, tokenizer)
         self.model.generation_config = _generation_config(tokenizer, self.template)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token; of a byte-level one, its bytes, which are as many or more."""
+        return max(map(len, self.tokenizer.get_vocab()))
 
     @property
     def decoder(self) -> Any:

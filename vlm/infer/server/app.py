@@ -42,9 +42,16 @@ def create_app(service: Service, *, api_key: str = "") -> FastAPI:
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(Exception, _failed)
 
+    itself = {"id": service.name, "object": "model", "created": started, "owned_by": "vlm"}
+
     async def models(request: Request) -> Response:
         _check_key(request, api_key)
-        return JSONResponse({"object": "list", "data": [{"id": service.name, "object": "model", "created": started, "owned_by": "vlm"}]})
+        return JSONResponse({"object": "list", "data": [itself]})
+
+    async def one_model(request: Request, name: str) -> Response:
+        _check_key(request, api_key)
+        service.check_name(name)
+        return JSONResponse(itself)
 
     async def chat(request: Request) -> Response:
         _check_key(request, api_key)
@@ -63,10 +70,11 @@ def create_app(service: Service, *, api_key: str = "") -> FastAPI:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
 
     app.add_api_route("/v1/models", models, methods=["GET"])
+    app.add_api_route("/v1/models/{name:path}", one_model, methods=["GET"])  # a hub id has a slash
     app.add_api_route("/v1/chat/completions", chat, methods=["POST"])
-    app.add_api_route("/health", health, methods=["GET"])
+    app.add_api_route("/health", health, methods=["GET", "HEAD"])
     app.add_api_route("/metrics", metrics, methods=["GET"])
-    app.add_api_route("/", web, methods=["GET"])
+    app.add_api_route("/", web, methods=["GET", "HEAD"])
     app.add_middleware(_Counted, metrics=service.metrics)
     return app
 

@@ -32,7 +32,7 @@ class Limits:
     max_new_tokens: int = 1024
     max_batch: int = 32
     max_batch_tokens: int = 32_768
-    max_queue: int = 128
+    max_queue: int = 256
     timeout: float = 300.0
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ def read_addresses(addresses: Sequence[str], limits: Limits, fetch: Fetch) -> li
 
     Args:
         addresses: Data URLs or web addresses.
-        limits: How many pictures are allowed.
+        limits: How many pictures and bytes are allowed.
         fetch: Gets what a web address names, or refuses it.
 
     Raises:
@@ -35,7 +35,15 @@ def read_addresses(addresses: Sequence[str], limits: Limits, fetch: Fetch) -> li
     """
     if len(addresses) > limits.max_pictures:
         raise RequestError(f"The conversation has {len(addresses)} pictures; this server takes {limits.max_pictures}.", param="messages")
-    return [_content(address, fetch) for address in addresses]
+    files: list[bytes] = []
+    for address in addresses:
+        files.append(_content(address, fetch))
+        if sum(map(len, files)) > limits.max_body_bytes:  # of fetched ones, each may be as long as a request
+            message = (
+                f"The first {len(files)} pictures have more than {limits.max_body_bytes:,} bytes. Send smaller copies, or raise --max-body-bytes."
+            )
+            raise RequestError(message, status=413, param="messages", code="request_too_large")
+    return files
 
 
 def decode_pictures(files: Sequence[bytes], limits: Limits) -> list[Image.Image]:

@@ -19,7 +19,7 @@ from vlm.infer.server.metrics import Metrics
 from vlm.infer.server.pictures import Fetch, decode_pictures, read_addresses
 from vlm.infer.server.problem import RequestError, error_body, in_words_of_the_api
 from vlm.infer.server.protocol import ChatRequest, Reply, event, parse, sampling_of
-from vlm.models.generate import PreparedPrompt, Prompt, prepare, warn_without_question
+from vlm.models.generate import ContextError, PreparedPrompt, Prompt, prepare, warn_without_question
 from vlm.models.sampling import Sampling
 from vlm.models.vision_language import VisionLanguageModel
 
@@ -28,6 +28,7 @@ T = TypeVar("T")
 NUM_DECODERS = 2  # pictures of full size in memory at a time
 NUM_FETCHERS = 8
 SECONDS_TO_RECEIVE = 60.0  # a client that sends slowly must not keep a place for long
+CONTEXT_LENGTH = "context_length_exceeded"  # OpenAI's code, by which clients know that the conversation must be shorter
 CLIENT_GONE = 499  # nginx's; nobody reads it but the metrics
 
 
@@ -53,11 +54,25 @@ class Service:
         self._decoders = ThreadPoolExecutor(NUM_DECODERS, thread_name_prefix="vlm-decode")
         self._fetchers = ThreadPoolExecutor(NUM_FETCHERS, thread_name_prefix="vlm-fetch")
 
+    def give_up(self) -> None:
+        """Tell requests that are open, and those that come, that the server ends; returns at once."""
+        self.batcher.close(timeout=0.0)
+
     def close(self) -> None:
         """End the batcher; requests that are still open are told so."""
         self.batcher.close()
         self._decoders.shutdown(wait=False, cancel_futures=True)
         self._fetchers.shutdown(wait=False, cancel_futures=True)
+
+    def check_name(self, model: str) -> None:
+        """Compare the name that a client gives the model with its own.
+
+        Raises:
+            RequestError: If it is another one.
+        """
+        if model != self.name:
+            message = f"There is no model {model!r} here; this server has {self.name!r}."
+            raise RequestError(message, status=404, param="model", code="model_not_found")
 
     async def chat(self, request: Request) -> Response:
         """Answer `POST /v1/chat/completions`.
@@ -121,9 +136,7 @@ class Service:
         Raises:
             RequestError: If it cannot.
         """
-        if asked.model != self.name:
-            message = f"There is no model {asked.model!r} here; this server has {self.name!r}."
-            raise RequestError(message, status=404, param="model", code="model_not_found")
+        self.check_name(asked.model)
         length = 1 if asked.max_new_tokens is None else asked.max_new_tokens
         if length > self.limits.max_new_tokens:
             message = f"'max_tokens' is {length}; this server gives answers of at most {self.limits.max_new_tokens} tokens."
@@ -157,10 +170,11 @@ class Service:
         try:
             prompt = prepare(self.model, Prompt(asked.messages, tuple(decode_pictures(files, self.limits))), room=asked.max_new_tokens or 1)
         except DataFormatError as error:
-            raise RequestError(in_words_of_the_api(error), param="messages") from None
+            code = CONTEXT_LENGTH if isinstance(error, ContextError) else None
+            raise RequestError(in_words_of_the_api(error), param="messages", code=code) from None
         if len(prompt) > self.limits.max_prompt_tokens:
             message = f"The conversation has {len(prompt)} tokens, pictures included; this server takes {self.limits.max_prompt_tokens}."
-            raise RequestError(message, param="messages", code="context_length_exceeded")
+            raise RequestError(message, param="messages", code=CONTEXT_LENGTH)
         return prompt
 
     async def _events(self, exchange: Exchange, reply: Reply, piece: Any, *, include_usage: bool) -> AsyncIterator[str]:
