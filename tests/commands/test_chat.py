@@ -15,6 +15,14 @@ def run(tiny, data, tmp_path, monkeypatch):
     return run_dir
 
 
+class Typed(io.StringIO):
+    """Lines that somebody types at a terminal."""
+
+    def isatty(self) -> bool:
+        """True, as of a terminal."""
+        return True
+
+
 def ask(*words, data=None):
     return main(["chat", *map(str, words), "--max-new-tokens", "5", "--precision", "fp32"])
 
@@ -39,9 +47,18 @@ def test_answer_comes_piece_by_piece(run, data, monkeypatch):
 
 
 def test_without_a_question_lines_are_read_and_pictures_stay(run, data, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO("What color?\n\nAnd now?\n"))
+    monkeypatch.setattr("sys.stdin", Typed("What color?\n\nAnd now?\n"))
     assert ask(run, "--image", data.parent / "red.png") == 0
     assert capsys.readouterr().out.count("> ") >= 3
+
+
+def test_piped_questions_give_answers_alone(run, data, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("What color?\nAnd now?\n"))
+    assert ask(run) == 0
+    out = capsys.readouterr().out
+    assert "> " not in out and out.endswith("\n")
+    assert ask(run, "What color?") == 0
+    assert out.startswith(capsys.readouterr().out)
 
 
 def test_several_pictures(run, data):
@@ -62,7 +79,7 @@ def test_every_missing_picture_is_noticed(run, data, capsys):
 
 
 def test_a_line_that_cannot_be_answered_does_not_end_the_conversation(run, data, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO("what is <image>?\nWhat color?\n"))
+    monkeypatch.setattr("sys.stdin", Typed("what is <image>?\nWhat color?\n"))
     assert ask(run) == 0
     out = capsys.readouterr()
     assert "1 <image> placeholders for 0 pictures" in out.err

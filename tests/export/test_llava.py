@@ -69,7 +69,7 @@ def test_logit_of_a_new_row_is_never_the_largest():
 @pytest.mark.parametrize(
     ("parts", "reasons"),
     [
-        (("tiny-fused", "tiny-llama", "mlp3x-gelu"), "a FusedVision.*; the connector is an MLP of 3 linear layers.*`--with-code` writes"),
+        (("tiny-fused", "tiny-llama", "mlp3x-gelu"), "of the class FusedVision.*; the connector is an MLP of 3 linear layers.*`--with-code` writes"),
         (("tiny-dinov2", "tiny-llama", "mlp2x-gelu"), "5 tokens before the patches"),
         (("tiny-siglip", "tiny-llama", "pixel-shuffle-2x"), "PixelShuffle"),
     ],

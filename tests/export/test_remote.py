@@ -98,7 +98,7 @@ def test_statistics_stay_in_fp32(answerer, own_modules, tmp_path):
 
 
 def test_own_parts_are_refused():
-    with pytest.raises(ConfigError, match="a Conv2d, which `--with-code` has no code for"):
+    with pytest.raises(ConfigError, match="of the class Conv2d, which `--with-code` has no code for"):
         describe_tower(nn.Conv2d(3, 4, 1))
-    with pytest.raises(ConfigError, match="a Tanh, which"):
+    with pytest.raises(ConfigError, match="of the class Tanh, which"):
         describe_connector(nn.Tanh(), 4)

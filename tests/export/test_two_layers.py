@@ -59,7 +59,7 @@ def test_linear_connector_goes_through_an_activation_where_there_is_room(width, 
     ("name", "reason"),
     [
         ("mlp3x-gelu", "an MLP of 3 linear layers; LLaVA's projector is two"),
-        ("pixel-shuffle-2x", "a PixelShuffle"),
+        ("pixel-shuffle-2x", "of the class PixelShuffle"),
         ("mlp:25@gelu", "inner layer is 25 wide.*as wide as the language model's embeddings, 24"),
     ],
 )

@@ -349,7 +349,7 @@ def test_a_folder_that_is_no_run_is_taken_for_a_prefix(tmp_path, monkeypatch):
     (tmp_path / "runs" / "demo").mkdir()  # the report of the demo
     monkeypatch.chdir(tmp_path)
     for name in ("demo", "runs/demo"):
-        with pytest.raises(ConfigError, match=r"2 runs begin with 'demo' in runs. Runs: demo\+align\+x7, demo\+finetune\+x7"):
+        with pytest.raises(ConfigError, match=r"2 runs begin with 'demo' in runs. Name one of them. Runs: demo\+align\+x7, demo\+finetune\+x7"):
             find_checkpoint(name)
 
 

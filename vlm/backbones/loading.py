@@ -113,7 +113,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}. Name the folder that holds it, or complete it.") from error
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())  # without the path once more
+        raise CheckpointError(f"{path} cannot be read: {reason}. Name the folder that holds it, or complete it.") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a {type(values).__name__}; expected an object.")
     return values

@@ -125,11 +125,13 @@ def show(pieces: Iterable[str]) -> None:
 
 
 def lines() -> Iterator[str]:
-    """What is typed, until the end of the input; empty lines and Ctrl-C at the prompt are passed over."""
+    """What is typed, or comes through a pipe, until the end of the input; empty lines and Ctrl-C at the prompt are passed over."""
+    prompt = "> " if sys.stdin.isatty() else ""
     while True:
         try:
-            line = input("> ").strip()
+            line = input(prompt).strip()
         except EOFError:
+            print(end="\n" if prompt else "")
             return
         except KeyboardInterrupt:
             _notice("\n/quit or Ctrl-D ends; Ctrl-C stops an answer.")

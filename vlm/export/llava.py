@@ -84,7 +84,7 @@ def as_llava(model: VisionLanguageModel) -> Llava:
 def _reasons(vision: Any) -> list[str]:
     """Why the vision backbone is none of LLaVA's."""
     if not isinstance(vision, TransformersVision):
-        return [f"its vision backbone is a {type(vision).__name__}, and LLaVA has one vision transformer of transformers"]
+        return [f"its vision backbone is of the class {type(vision).__name__}, and LLaVA has one vision transformer of transformers"]
     if vision.num_prefix_tokens > 1:
         return [f"its vision backbone has {vision.num_prefix_tokens} tokens before the patches, and LLaVA leaves out one at most"]
     return []

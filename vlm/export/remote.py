@@ -79,7 +79,7 @@ def describe_tower(tower: Any) -> dict[str, Any]:
         return {"kind": "timm", "name": f"{published['architecture']}{tag}", "position": tower.position, **statistics}
     if isinstance(tower, EfficientNetLite0):
         return {"kind": "efficientnet-lite0", "position": tower.position, **statistics}
-    raise ConfigError(f"The vision backbone is a {type(tower).__name__}, which `--with-code` has no code for: it knows vlm's own parts.")
+    raise ConfigError(f"The vision backbone is of the class {type(tower).__name__}, which `--with-code` has no code for: it knows vlm's own parts.")
 
 
 def _reading(tower: TransformersVision) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def describe_connector(connector: Any, in_width: int) -> tuple[dict[str, Any], d
     shuffle = connector.scale if isinstance(connector, PixelShuffle) else 1
     inner: Any = connector.mlp if isinstance(connector, PixelShuffle) else connector
     if not isinstance(inner, Identity | Linear | MLP):
-        raise ConfigError(f"The connector is a {type(connector).__name__}, which `--with-code` has no code for: it knows vlm's own parts.")
+        raise ConfigError(f"The connector is of the class {type(connector).__name__}, which `--with-code` has no code for: it knows vlm's own parts.")
     body = list(inner.body) if isinstance(inner, MLP) else []
     layers = [module for module in body if isinstance(module, nn.Linear)] + ([] if isinstance(inner, Identity) else [inner.readout])
     norm = None if isinstance(inner, Identity) else inner.standardize

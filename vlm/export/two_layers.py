@@ -71,7 +71,7 @@ def as_two_layers(connector: nn.Module, in_width: int, *, width: int | None = No
 def _described(connector: nn.Module) -> str:
     if isinstance(connector, MLP):
         return f"an MLP of {sum(isinstance(module, nn.Linear) for module in connector.body) + 1} linear layers"
-    return f"a {type(connector).__name__}"
+    return f"of the class {type(connector).__name__}"
 
 
 def _linear_map(connector: Any, in_width: int) -> LinearMap:

@@ -357,7 +357,7 @@ def _run_by_prefix(path: Path, run_root: Path) -> Path:
     shown = [folder.name for folder in (matches or runs)]
     listed = ", ".join(shown[:MOST_NAMES]) + (f" and {len(shown) - MOST_NAMES} more" if len(shown) > MOST_NAMES else "")
     problem = f"{len(matches)} runs begin with {path.name!r}" if matches else f"There is no run that begins with {path.name!r}"
-    raise ConfigError(f"{problem} in {parent}.{'' if matches else _nearest(path.name, shown)} Runs: {listed or 'none'}.")
+    raise ConfigError(f"{problem} in {parent}.{' Name one of them.' if matches else _nearest(path.name, shown)} Runs: {listed or 'none'}.")
 
 
 def _nearest(name: str, runs: Sequence[str]) -> str:
