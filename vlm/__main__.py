@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from vlm.errors import Preempted, UnknownNameError, VLMError
+from vlm.errors import WEIGHTS_REMEDY, Preempted, UnknownNameError, VLMError
 
 COMMANDS = {
     "demo": "Prepare real data, train a small model in two stages and a contrastive one, evaluate them, write a report.",
@@ -33,6 +33,8 @@ COMMANDS = {
 
 SECONDS_FOR_RANK_0 = 5.0
 FLAGS_OF_ITS_OWN = {"chat", "evaluate", "export", "import", "merge", "serve"}  # --vision-source here, where training has --model.vision-source
+OF_PAIRS = {"color", "embed", "score", "search"}  # contrastive models alone
+PAIRS_REMEDY = "Name a local folder with --image-source and --text-source, or check the network and your login to the hub."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,8 +70,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     except VLMError as error:
         if debug:
             raise
-        line = re.sub(r"--model\.(?=\w+-source)", "--", str(error)) if name in FLAGS_OF_ITS_OWN else str(error)
-        _report(f"vlm {name}: {line}")
+        _report(f"vlm {name}: {_with_flags_of(name, str(error))}")
         return 2
     except KeyboardInterrupt:
         print(f"vlm {name}: interrupted", file=sys.stderr)
@@ -77,6 +78,13 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     except BrokenPipeError:  # of `vlm list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes standard output once more when it ends
         return 141
+
+
+def _with_flags_of(name: str, line: str) -> str:
+    """An error about weights, which names the flags of training, with those of another command."""
+    if name in OF_PAIRS:
+        line = line.replace(WEIGHTS_REMEDY, PAIRS_REMEDY)
+    return re.sub(r"--model\.(?=\w+-source)", "--", line) if name in FLAGS_OF_ITS_OWN | OF_PAIRS else line
 
 
 def _report(line: str) -> None:

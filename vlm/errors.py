@@ -3,6 +3,10 @@
 import difflib
 from collections.abc import Iterable
 
+WEIGHTS_REMEDY = (  # with the flags of training; `vlm.__main__` names those that a command has
+    "Name a local folder with --model.vision-source or --model.language-source (of contrastive models --model.image-source or --model.text-source; "
+    "in Python vision_source and so on), or check the network and your login to the hub."
+)
 MOST_NAMES = 50  # that a message lists; there are more datasets than a line can hold
 
 

@@ -104,6 +104,12 @@ def test_pictures_that_were_trained_on_are_refused_unless_that_is_allowed_and_sa
     assert "Not checked whether" in (rows.parent / "out" / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(rows):
+    (rows.parent / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"^file cannot be written: File exists\. Name another folder with --out\.$"):
+        main("questions", ["mine.jsonl", "--model", "color", "--resamples", "2", "--out", "file"], find=find)
+
+
 def test_settings_that_make_no_sense_are_one_line(rows, capsys):
     with pytest.raises(ConfigError, match="Say which model"):
         main("questions", ["mine.jsonl"], find=find)

@@ -136,16 +136,16 @@ def test_sizes_of_the_parts_are_said(tiny, caplog):
 
 
 def test_full_disk_keeps_earlier_checkpoints_and_says_what_to_do(tiny, monkeypatch):
-    import vlm.models.checkpoint as checkpoint
+    import safetensors.torch
 
-    saved = checkpoint.save_file
+    saved = safetensors.torch.save_file
 
-    def save_once(state, path):
+    def save_once(state, path, **options):
         if "000002" in str(path):
             raise OSError(28, "No space left on device")
-        saved(state, path)
+        saved(state, path, **options)
 
-    monkeypatch.setattr(checkpoint, "save_file", save_once)
+    monkeypatch.setattr(safetensors.torch, "save_file", save_once)
     config = tiny("align", checkpoint_every=1)
     with pytest.raises(
         CheckpointError, match=r"step-000002 could not be written: .*No space left on device. Free space or choose another --run-root"

@@ -12,12 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from vlm.errors import CheckpointError, MissingPackageError
-
-REMEDY = (
-    "Check the network and your login to the hub, or name a local folder: --model.vision-source or --model.language-source of `vlm pretrain` "
-    "(of contrastive models --model.image-source or --model.text-source), or vision_source and so on of `vlm.load`."
-)
+from vlm.errors import WEIGHTS_REMEDY, CheckpointError, MissingPackageError
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ def _read(transformers_class: Any, source: str | Path, *, what: str, **options: 
         with quiet(local), _without_load_report():
             return transformers_class.from_pretrained(str(source), local_files_only=local, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise CheckpointError(f"{what} of {str(source)!r} could not be loaded ({' '.join(str(error).split())[:300]}). {REMEDY}") from error
+        raise CheckpointError(f"{what} of {str(source)!r} could not be loaded ({' '.join(str(error).split())[:300]}). {WEIGHTS_REMEDY}") from error
 
 
 @contextmanager
@@ -100,7 +95,7 @@ def is_folder(source: str | Path) -> bool:
     if Path(source).is_dir():
         return True
     if isinstance(source, Path) or source.startswith((".", "~", "/")) or source.count("/") > 1:
-        raise CheckpointError(f"There is no folder {str(source)!r}. {REMEDY}")
+        raise CheckpointError(f"There is no folder {str(source)!r}. {WEIGHTS_REMEDY}")
     return False
 
 

@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vlm.backbones.loading import REMEDY, is_folder
-from vlm.errors import CheckpointError
+from vlm.backbones.loading import is_folder
+from vlm.errors import WEIGHTS_REMEDY, CheckpointError
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")  # in this order; an index of shards has the same name and `.index.json`
 
@@ -50,13 +50,13 @@ def _files(source: str | Path, revision: str) -> list[Path]:
         if index := _file(source, f"{name}.index.json", revision):
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             return [_shard(source, name, revision) for name in names]
-    raise CheckpointError(f"There are no weights at {str(source)!r}, neither {' nor '.join(SINGLE)}. {REMEDY}")
+    raise CheckpointError(f"There are no weights at {str(source)!r}, neither {' nor '.join(SINGLE)}. {WEIGHTS_REMEDY}")
 
 
 def _shard(source: str | Path, name: str, revision: str) -> Path:
     if path := _file(source, name, revision):
         return path
-    raise CheckpointError(f"{source} lacks {name}, which its index names. {REMEDY}")
+    raise CheckpointError(f"{source} lacks {name}, which its index names. {WEIGHTS_REMEDY}")
 
 
 def _file(source: str | Path, name: str, revision: str) -> Path | None:
@@ -71,4 +71,4 @@ def _one_line(source: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError, UnpicklingError, KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"Weights of {str(source)!r} could not be loaded ({' '.join(str(error).split())[:300]}). {REMEDY}") from error
+        raise CheckpointError(f"Weights of {str(source)!r} could not be loaded ({' '.join(str(error).split())[:300]}). {WEIGHTS_REMEDY}") from error

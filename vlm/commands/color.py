@@ -12,7 +12,7 @@ from vlm.color.prompts import NAMES_STYLE
 from vlm.commands import color_palette
 from vlm.commands.terminal import show_table
 from vlm.conf.cli import Positional, Repeated, parse
-from vlm.errors import CheckpointError, ConfigError, UnknownNameError
+from vlm.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
     from vlm.color.associations import Associations
@@ -29,7 +29,6 @@ SUBCOMMANDS = {
     "palette": "The best color of a library for each concept, and how well people will read the palette.",
 }
 OUT = Path("runs/color")
-WHERE = "Name a local folder of its weights with --image-source and --text-source, or check the network and your login to the hub."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,19 +141,11 @@ def check_request(arguments: RunArguments) -> None:
 
 
 def open_encoder(name: str, device: str, precision: str, **sources: Any) -> Any:
-    """A dual encoder by its own name, or by the study's.
-
-    Raises:
-        CheckpointError: If its weights cannot be had; names the options of `vlm color run`.
-    """
-    from vlm.backbones.loading import REMEDY
+    """A dual encoder by its own name, or by the study's."""
     from vlm.color.study import MODELS
     from vlm.models.open import open_dual
 
-    try:
-        return open_dual(MODELS.get(name, name), device=device, precision=precision, **sources)
-    except CheckpointError as error:  # encoders are loaded as in training, whose options this command does not have
-        raise CheckpointError(str(error).replace(REMEDY, WHERE)) from error
+    return open_dual(MODELS.get(name, name), device=device, precision=precision, **sources)
 
 
 def run(arguments: RunArguments, load: Callable[..., Any]) -> None:

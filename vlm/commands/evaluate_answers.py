@@ -1,6 +1,7 @@
 """`vlm evaluate vqav2 DATA --model RUN` and its like: models that answer, side by side on a benchmark; `torchrun` shares the questions among ranks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -191,7 +192,6 @@ def evaluate(
 ) -> None:
     """Ask one model after the other; then the main process measures all of them, and notes what was `trained` on."""
     from vlm.commands.preprocess import show_progress
-    from vlm.data.preparation.locks import locked
     from vlm.data.questions import QUESTIONS
     from vlm.evaluate.answering import measure_all, predict
     from vlm.evaluate.contrastive_report import file_name
@@ -200,7 +200,7 @@ def evaluate(
 
     folder = arguments.out or Path("runs/evaluate") / f"{benchmark}-{file_name(data.name)}"
     folders = {contender.name: PredictionFolder(folder / file_name(contender.name)) for contender in contenders}
-    with locked([folder / ".lock"] if world.is_main else [], work=f"evaluates into {folder}"):
+    with _reserved(folder, world):
         made = {
             contender.name: predict(
                 contender, data, settings, folders[contender.name], world=world, overwrite=arguments.overwrite, progress=show_progress
@@ -216,6 +216,24 @@ def evaluate(
             notes += trained
             write_predictions(evaluation, made, measure, folders, submit=len(data.questions) == len(whole.questions))
             finish(folder, evaluation, settings, arguments, notes)
+
+
+@contextmanager
+def _reserved(folder: Path, world: "World") -> Iterator[None]:
+    """Nothing else evaluates into the folder meanwhile.
+
+    Raises:
+        ConfigError: If another process does, or the folder cannot be written.
+    """
+    from vlm.data.preparation.locks import locked
+    from vlm.evaluate.predictions import REMEDY
+
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked([folder / ".lock"] if world.is_main else [], work=f"evaluates into {folder}"))
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be written: {error.strerror}. {REMEDY}") from error
+        yield
 
 
 def write_predictions(

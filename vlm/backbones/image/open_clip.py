@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vlm.backbones.image.base import ImageSpec, PooledImage, Scale
-from vlm.backbones.loading import REMEDY, Load, require
+from vlm.backbones.loading import Load, require
 from vlm.backbones.torchvision_shim import prepare_torchvision
 from vlm.backbones.vision.base import Normalize
-from vlm.errors import CheckpointError, ConfigError, UnknownNameError
+from vlm.errors import WEIGHTS_REMEDY, CheckpointError, ConfigError, UnknownNameError
 from vlm.types import ImagePolicy, ResizeMode
 
 MODES: dict[str, ResizeMode] = {"shortest": "crop", "squash": "squash"}  # open_clip's word for the resize, and ours
@@ -85,7 +85,7 @@ def _model(spec: ImageSpec, load: Load) -> Any:
             return open_clip.create_model(name, **options)
     except (OSError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:  # RuntimeError: no such weights, or of another model
         said = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"Weights {str(load.source)!r} of open-clip:{name} could not be loaded ({said}). {REMEDY}") from error
+        raise CheckpointError(f"Weights {str(load.source)!r} of open-clip:{name} could not be loaded ({said}). {WEIGHTS_REMEDY}") from error
 
 
 def _weights(source: str | Path) -> str:

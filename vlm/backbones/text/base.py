@@ -15,9 +15,9 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vlm.backbones.loading import REMEDY, Load
+from vlm.backbones.loading import Load
 from vlm.backbones.text.reading import Reading
-from vlm.errors import CheckpointError, ConfigError, DataFormatError, MissingPackageError
+from vlm.errors import WEIGHTS_REMEDY, CheckpointError, ConfigError, DataFormatError, MissingPackageError
 
 
 def padded_text(spec: "TextSpec", load: Load) -> "PaddedTextEncoder":
@@ -201,10 +201,12 @@ def auto_tokenizer(spec: TextSpec, source: str | Path | None) -> Any:
         packages = " ".join(spec.packages)
         raise MissingPackageError(packages, needed_for=f"The tokenizer of {source}") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"The tokenizer of {str(source)!r} could not be loaded ({' '.join(str(error).split())[:300]}). {REMEDY}") from error
+        raise CheckpointError(
+            f"The tokenizer of {str(source)!r} could not be loaded ({' '.join(str(error).split())[:300]}). {WEIGHTS_REMEDY}"
+        ) from error
     # without its files, transformers makes a CLIP tokenizer to which every word is unknown
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise CheckpointError(f"The tokenizer of {str(source)!r} could not be loaded (no vocabulary is there). {REMEDY}")
+        raise CheckpointError(f"The tokenizer of {str(source)!r} could not be loaded (no vocabulary is there). {WEIGHTS_REMEDY}")
     return tokenizer
 
 
@@ -221,7 +223,7 @@ def read_json(source: str | Path, name: str) -> Any:
         path = cached_file(str(source), name, local_files_only=local, _raise_exceptions_for_missing_entries=False)
         return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name} of {str(source)!r} could not be read ({' '.join(str(error).split())[:300]}). {REMEDY}") from error
+        raise CheckpointError(f"{name} of {str(source)!r} could not be read ({' '.join(str(error).split())[:300]}). {WEIGHTS_REMEDY}") from error
 
 
 def check_texts(texts: Sequence[str]) -> None:

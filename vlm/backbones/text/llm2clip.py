@@ -19,12 +19,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vlm.backbones.language import LANGUAGE
-from vlm.backbones.loading import REMEDY, Load
+from vlm.backbones.loading import Load
 from vlm.backbones.text.base import TextSpec, auto_tokenizer
 from vlm.backbones.text.llm2vec import LLAMA_3, MAX_LENGTH, llm2vec, llm2vec_spec
 from vlm.backbones.text.pooled import PooledTower, pooled_text
 from vlm.backbones.text.reading import Reading
-from vlm.errors import CheckpointError
+from vlm.errors import WEIGHTS_REMEDY, CheckpointError
 
 READING = Reading(template=LLAMA_3, skip_instruction=True, doc_max_length=MAX_LENGTH, padding_side="left")
 ADAPTER = "text_adapter.adaptor."
@@ -49,7 +49,7 @@ def llm2clip_state(source: str | Path) -> dict[str, Tensor]:
         file = path if path.is_file() else cached_file(str(source), "model.safetensors", local_files_only=path.is_dir())
         state = load_file(str(file))
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"Weights of {str(source)!r} could not be loaded ({' '.join(str(error).split())[:300]}). {REMEDY}") from error
+        raise CheckpointError(f"Weights of {str(source)!r} could not be loaded ({' '.join(str(error).split())[:300]}). {WEIGHTS_REMEDY}") from error
     if foreign := [key for key in state if not key.startswith(PARTS)]:
         raise CheckpointError(f"{source} is no LLM2CLIP checkpoint: it has {len(foreign)} other tensors, among them {foreign[0]}.")
     return state

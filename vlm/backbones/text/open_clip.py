@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlm.backbones.image.open_clip import without_logs
-from vlm.backbones.loading import REMEDY, Load, require
+from vlm.backbones.loading import Load, require
 from vlm.backbones.text.base import PaddedTextEncoder, TextSpec
-from vlm.errors import CheckpointError, UnknownNameError
+from vlm.errors import WEIGHTS_REMEDY, CheckpointError, UnknownNameError
 
 
 class OpenClipTower(nn.Module):
@@ -54,7 +54,7 @@ def open_clip_tower(spec: TextSpec, load: Load) -> OpenClipTower:
             model = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False, device=torch.get_default_device())
     except (OSError, RuntimeError) as error:  # RuntimeError: no such weights, or of another model
         raise CheckpointError(
-            f"Weights of open-clip:{name}:{pretrained} could not be loaded ({' '.join(str(error).split())[:300]}). {REMEDY}"
+            f"Weights of open-clip:{name}:{pretrained} could not be loaded ({' '.join(str(error).split())[:300]}). {WEIGHTS_REMEDY}"
         ) from error
     return OpenClipTower(model.to(load.dtype))
 
@@ -71,7 +71,9 @@ def open_clip_tokenizer(spec: TextSpec, source: str | Path | None) -> Any:
         with without_logs():
             return _open_clip(name).get_tokenizer(name)
     except OSError as error:
-        raise CheckpointError(f"The tokenizer of open-clip:{name} could not be loaded ({' '.join(str(error).split())[:300]}). {REMEDY}") from error
+        raise CheckpointError(
+            f"The tokenizer of open-clip:{name} could not be loaded ({' '.join(str(error).split())[:300]}). {WEIGHTS_REMEDY}"
+        ) from error
 
 
 def open_clip_text(spec: TextSpec, load: Load) -> PaddedTextEncoder:

@@ -15,11 +15,11 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from vlm.backbones.loading import REMEDY, Load, check_complete, require
+from vlm.backbones.loading import Load, check_complete, require
 from vlm.backbones.lora import linear_layers
 from vlm.backbones.torchvision_shim import prepare_torchvision
 from vlm.backbones.vision.base import Normalize, VisionSpec, position_of_layer
-from vlm.errors import CheckpointError, ConfigError, UnknownNameError
+from vlm.errors import WEIGHTS_REMEDY, CheckpointError, ConfigError, UnknownNameError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # what timm's folders on the hub hold
 
@@ -83,7 +83,7 @@ def timm_vision(spec: VisionSpec, load: Load) -> nn.Module:
         model = timm.create_model(name, pretrained=published, num_classes=0)
     except (OSError, RuntimeError) as error:  # RuntimeError: a model without published weights
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"Weights of timm:{name} could not be loaded ({first}). {REMEDY}") from error
+        raise CheckpointError(f"Weights of timm:{name} could not be loaded ({first}). {WEIGHTS_REMEDY}") from error
     if load.source is not None and not published:
         _load_file(model, Path(load.source))
     return TimmVision(model.to(load.dtype), spec=spec, feature_layer=load.feature_layer)

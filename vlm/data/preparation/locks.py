@@ -16,18 +16,17 @@ def locked(files: Iterable[Path], *, work: str) -> Iterator[None]:
         work: What is done under the locks, for the message: "prepares easy-vqa".
 
     Raises:
-        ConfigError: At once, if another process holds one of them, or its folder cannot be written to.
+        ConfigError: At once, if another process holds one of them.
+        OSError: If a folder cannot be made or written to.
     """
     from filelock import FileLock, Timeout
 
     with ExitStack() as held:
         for file in sorted(set(files)):
+            file.parent.mkdir(parents=True, exist_ok=True)
             try:
-                file.parent.mkdir(parents=True, exist_ok=True)
                 held.enter_context(FileLock(file, timeout=0))
             except Timeout:
                 raise ConfigError(f"Another process {work} right now: it holds {file}. Wait until it is done, or end it.") from None
-            except OSError as error:
-                raise ConfigError(f"{file.parent} cannot be written to: {error.strerror}. Name another folder, or mend its permissions.") from error
             held.callback(file.unlink, missing_ok=True)  # before the lock is given back: who waits for this file then sees that it is gone
         yield
