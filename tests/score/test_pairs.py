@@ -161,3 +161,25 @@ def test_patterns_name_files_in_their_order(tmp_path):
 def test_settings_that_cannot_be_or_have_no_effect_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         Job(**settings)
+
+
+def test_a_missing_column_names_those_that_are_alike(tmp_path):
+    (tmp_path / "pairs.csv").write_text("Image,captions,id\na.png,text,1\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"no column 'image'; it has Image, captions, id\. Did you mean 'Image'\? Name it with --image-col"):
+        PairTable([tmp_path / "pairs.csv"], COLUMNS)
+    with pytest.raises(ConfigError, match=r"Did you mean 'captions'\? Name it with --text-col"):
+        PairTable([tmp_path / "pairs.csv"], Columns("Image", "caption"))
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a.png"]), pa.array(["x"]), pa.array(["y"])], names=["image", "caption", "caption"])
+    pq.write_table(table, tmp_path / "pairs.parquet")
+    with pytest.raises(DataFormatError, match="two columns of one name"):
+        PairTable([tmp_path / "pairs.parquet"], COLUMNS)
+
+
+@pytest.mark.parametrize("cells", [{"image": "a\ud800.png"}, {"caption": "\udfff"}, {"refs": ["fine", "\ud800"]}])
+def test_half_of_a_surrogate_pair_is_a_fault_and_can_be_written(cells):
+    pair = to_pair({"image": "a.png", "caption": "text"} | cells, 0, Path(), Columns("image", "caption", "refs", ("caption",)))
+    assert pair.fault == "a text is not valid Unicode: it holds half of a surrogate pair."
+    assert all(text.isascii() for text in (pair.image, pair.caption, *pair.carried))
