@@ -143,6 +143,17 @@ def test_rows_of_remembered_vectors_go_to_those_that_were_used_last():
         store.assign(["x", "y", "z"])
 
 
+def test_long_texts_make_short_windows_and_are_remembered_by_a_digest(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm.score.scoring.HELD_BYTES", 1_000)
+    opened = open_job(job(json_lines(tmp_path / "pairs.jsonl", [{"image": "no.png", "caption": "word " * 300}] * 5), tmp_path / "out.parquet"))
+    with opened.scorer:
+        _, pairs = next(opened.table.parts(10, lambda index: True))
+        assert [len(batch) for batch in opened.scorer.tables(pairs)] == [1] * 5
+    store = Remembered(2, 1)
+    store.assign(["x" * 10**6])
+    assert [len(key) for key in store._rows] == [16]
+
+
 def test_columns_of_the_input_are_carried_and_the_root_of_pictures_is_named(tmp_path):
     from vlm.score.parts import read_facts
 

@@ -173,7 +173,7 @@ class Parts:
         building = self.folder / f"joined.{socket.gethostname()}.{os.getpid()}.tmp"
         described = schema(self.carry).with_metadata(self._metadata(statuses))
         with pa.parquet.ParquetWriter(building, described, compression="zstd") as writer:
-            for table in _grouped(pa.parquet.read_table(self.path(index)) for index in range(num_parts)):
+            for table in _grouped(pa.parquet.ParquetFile(self.path(index)).read() for index in range(num_parts)):
                 writer.write_table(table.replace_schema_metadata(described.metadata))
         _rename(building, self.out)
 
