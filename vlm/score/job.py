@@ -113,7 +113,7 @@ def files_of(pairs: tuple[str, ...]) -> list[Path]:
         ConfigError: If nothing is named, a name stands for nothing, or a file is there twice.
         UnknownNameError: If a prepared dataset lacks a split.
     """
-    from vlm.score.prepared import prepared_split
+    from vlm.score.pairs import prepared_split
 
     if not pairs:
         raise ConfigError("Say which pairs: --pairs FILE [FILE ...].")

@@ -11,12 +11,14 @@ from typing import Any
 
 from vlm.data.formats.pictures import DATA_URL, data_url_bytes
 from vlm.data.formats.sources import FILE_SUFFIXES, first_rows, numbered_rows, table_files
-from vlm.errors import ConfigError, DataFormatError
-from vlm.score.prepared import GIVEN, READ, holds_samples, pair_of
+from vlm.data.manifest import MANIFEST, Manifest
+from vlm.errors import ConfigError, DataFormatError, UnknownNameError
 from vlm.score.schema import pyarrow
 
 ROWS_LOOKED_AT = 100  # in search of the columns
 ROWS_A_BATCH = 256  # of Parquet: rows may hold pictures
+SAMPLE_COLUMNS = ("id", "images", "messages")  # that are read of a prepared dataset's file
+PAIR_COLUMNS = ("id", "image", "caption")  # that its rows have here
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +202,50 @@ def _parquet_columns(path: Path) -> Sequence[str]:
         names = table.schema_arrow.names
     if len(set(names)) < len(names):
         raise DataFormatError(f"{path} has two columns of one name: {', '.join(names)}. Rename one.")
-    return GIVEN if holds_samples(names) else names
+    return PAIR_COLUMNS if _holds_samples(names) else names
+
+
+def prepared_split(name: str) -> Path | None:
+    """The Parquet file of a prepared dataset's split, by `FOLDER@SPLIT`, or `FOLDER` for train or the only one; None for what is no prepared dataset.
+
+    Raises:
+        ConfigError: If it is a mix of datasets.
+        UnknownNameError: If it has no such split.
+    """
+    base, _, split = name.rpartition("@") if "@" in name and not Path(name).exists() else (name, "", "")
+    folder = Path(base)
+    if not _is_prepared(folder):
+        return None
+    manifest = Manifest.read(folder)
+    if manifest.parts:
+        raise ConfigError(
+            f"{base} is a mix of prepared datasets. Name them instead: {', '.join(str(folder.parent / part) for part in manifest.parts)}."
+        )
+    split = split or ("train" if "train" in manifest.splits or len(manifest.splits) > 1 else next(iter(manifest.splits)))  # as training does
+    if split not in manifest.splits:
+        raise UnknownNameError(f"split of {base}", split, manifest.splits)
+    return folder / manifest.splits[split].file
+
+
+def _is_prepared(folder: Path) -> bool:
+    """True for what `vlm preprocess` made; scores and cached vectors have another manifest."""
+    try:
+        return "splits" in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _holds_samples(columns: Sequence[str]) -> bool:
+    """True for the columns of a prepared dataset's file."""
+    return set(SAMPLE_COLUMNS) <= set(columns)
+
+
+def _pair_of(row: Mapping[str, Any]) -> Mapping[str, Any] | DataFormatError:
+    """The row of a sample of a prepared dataset, with its first answer as caption, or why it is none."""
+    if len(row["images"]) != 1:
+        return DataFormatError(f"the sample {row['id']!r} has {len(row['images'])} pictures; a pair has one.")
+    answers = (message["text"] for message in row["messages"] if message["role"] == "assistant")
+    return {"id": row["id"], "image": row["images"][0], "caption": next(answers, "")}
 
 
 def to_pair(value: Any, row: int, folder: Path, columns: Columns) -> Pair:
@@ -319,11 +364,11 @@ def _parquet_values(path: Path, names: Sequence[str], first: int) -> Iterator[An
         groups = list(range(table.num_row_groups))
         while groups and first >= table.metadata.row_group(groups[0]).num_rows:
             first -= table.metadata.row_group(groups.pop(0)).num_rows
-        samples = holds_samples(table.schema_arrow.names)
-        known = READ if samples else [name for name in names if name in table.schema_arrow.names]
+        samples = _holds_samples(table.schema_arrow.names)
+        known = SAMPLE_COLUMNS if samples else [name for name in names if name in table.schema_arrow.names]
         try:
             batches = table.iter_batches(batch_size=ROWS_A_BATCH, row_groups=groups, columns=known)
             values = islice((value for batch in batches for value in batch.to_pylist()), first, None)
-            yield from map(pair_of, values) if samples else values
+            yield from map(_pair_of, values) if samples else values
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DataFormatError(f"{path} cannot be read as Parquet: {' '.join(str(error).split()).rstrip('.')}.") from None
