@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PAGE = Path("runs/search.html")
 SHORT = {"-k": "--num-nearest"}
+SHOWN_CAPTION = 200  # characters in the table
 MOST_ON_PAGE = 1_000  # pictures: each is some 10 KB of the page
 
 
@@ -107,7 +108,7 @@ def _print(queries: "Sequence[Query]", found: "Nearest", items: "Sequence[Item]"
 
     for query, numbers, cosines in zip(queries, found.items.tolist(), found.cosines.tolist(), strict=True):
         hits = [(items[number], cosine) for number, cosine in zip(numbers, cosines, strict=True)]
-        rows = [[f"{cosine:.4f}", item.caption, str(item.file)] for item, cosine in hits]
+        rows = [[f"{cosine:.4f}", item.caption[:SHOWN_CAPTION], str(item.file)] for item, cosine in hits]
         console().print(Table(str(query), ("cosine", "caption", "file"), rows).for_terminal())
 
 

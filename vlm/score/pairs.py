@@ -13,7 +13,7 @@ from vlm.data.formats.pictures import DATA_URL, data_url_bytes
 from vlm.data.formats.sources import FILE_SUFFIXES, first_rows, numbered_rows, table_files
 from vlm.data.manifest import MANIFEST, Manifest
 from vlm.errors import ConfigError, DataFormatError, UnknownNameError
-from vlm.score.schema import pyarrow
+from vlm.score.schema import INSIDE, pyarrow
 
 ROWS_LOOKED_AT = 100  # in search of the columns
 ROWS_A_BATCH = 256  # of Parquet: rows may hold pictures
@@ -296,7 +296,7 @@ def _picture(cell: Any, column: str) -> tuple[str, bytes | None]:
     if isinstance(cell, str) and cell.startswith(DATA_URL):
         cell = data_url_bytes(cell)
     if isinstance(cell, bytes) and cell:
-        return f"sha256:{hashlib.sha256(cell).hexdigest()}", cell
+        return f"{INSIDE}{hashlib.sha256(cell).hexdigest()}", cell
     if isinstance(cell, str) and cell.strip():
         return cell.strip(), None
     raise DataFormatError(f"the column {column!r} names no picture: {'it is empty' if not cell else str(cell)[:80]}.")

@@ -20,6 +20,7 @@ STATUSES = {
     "too_large": "the picture has more bytes or pixels than allowed",
     "model_error": "the model gave a value that is not finite",
 }
+INSIDE = "sha256:"  # begins the name of a picture that lay in the scored table itself
 METADATA = b"vlm.score"  # key of the file's metadata whose value is JSON: model, image_root, scale, bias, settings, statuses, versions
 
 
