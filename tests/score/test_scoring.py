@@ -212,3 +212,14 @@ def test_a_checkpoint_of_heads_is_scored_with_its_own_scale_and_bias(tmp_path):
         assert row["cos"] == pytest.approx(cos, abs=1e-5)
         assert row["logit"] == pytest.approx(math.exp(2.5) * cos - 10, abs=1e-3)
         assert row["siglip_probability"] == pytest.approx(1 / (1 + math.exp(-row["logit"])), abs=1e-6)
+
+
+def test_llm2clip_is_scored_as_the_model_itself_compares(tmp_path, monkeypatch):
+    """Its texts are read by a language model, in batches of several lengths, and told an instruction."""
+    name = tiny_pairs.llm2clip_pair(tmp_path / "llm2clip", monkeypatch)
+    dual = open_dual(name, device="cpu", precision="fp32")
+    for i, row in enumerate(scores(tmp_path, table(tmp_path), model=name)):
+        cos = float(dual.similarity([Image.open(tmp_path / f"{i}.png")], [CAPTIONS[i]]))
+        assert (row["status"], row["truncated"]) == ("ok", False)
+        assert row["cos"] == pytest.approx(cos, abs=1e-5)
+        assert row["logit"] == pytest.approx(math.exp(3.0) * cos, abs=1e-3)

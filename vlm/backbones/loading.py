@@ -17,8 +17,8 @@ from torch import nn
 from vlm.errors import CheckpointError, MissingPackageError
 
 REMEDY = (
-    "Name a local folder with --model.vision-source or --model.language-source (of contrastive models --model.image-source or --model.text-source), "
-    "or check the network and your login to the hub."
+    "Name a local folder with --model.vision-source or --model.language-source (of contrastive models --model.image-source or --model.text-source, "
+    "of `vlm score` --image-source and --text-source), or check the network and your login to the hub."
 )
 STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # what safetensors calls them
 

@@ -1,5 +1,6 @@
 """Any model by name, ready to be used: what a run trained, or a published pair of encoders."""
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from vlm.conf.contrastive import DualEncoderConfig, HeadConfig
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.distributed.launch import choose_device, choose_precision
-from vlm.errors import CheckpointError, UnknownNameError, VLMError
+from vlm.errors import CheckpointError, ConfigError, UnknownNameError, VLMError
 from vlm.models import checkpoint
 from vlm.models.build import FROZEN_DTYPE
 from vlm.models.dual_build import PublishedPair, build_dual, build_pair, find_pair
@@ -77,5 +78,6 @@ def _found(name: str | Path, run_root: Path) -> Path | PublishedPair:
     except VLMError as error:
         try:
             return find_pair(str(name))
-        except UnknownNameError:
-            raise error from None
+        except UnknownNameError as unknown:
+            near = difflib.get_close_matches(str(name).lower(), unknown.known, n=3)
+            raise (ConfigError(f"{error} Did you mean the published pair {' or '.join(near)}?") if near else error) from None
