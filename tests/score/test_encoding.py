@@ -47,8 +47,9 @@ def test_compiled_encoders_give_the_same_in_batches_of_any_size(name, caplog):
     from torch._dynamo.utils import counters
 
     caplog.set_level("INFO", "vlm")
-    plain, compiled = PairEncoder(model(name), batch_tokens=60), PairEncoder(model(name), batch_tokens=60, compile=True)
+    plain, compiled = PairEncoder(model(name), batch_tokens=400), PairEncoder(model(name), batch_tokens=400, compile=True)
     assert "compiled both encoders in" in caplog.text
+    start = counters["stats"]["unique_graphs"]
 
     def compare(counts, texts) -> int:
         for count in counts:
@@ -57,6 +58,7 @@ def test_compiled_encoders_give_the_same_in_batches_of_any_size(name, caplog):
         torch.testing.assert_close(compiled.texts(texts).vectors, plain.texts(texts).vectors, rtol=0, atol=1e-5)
         return counters["stats"]["unique_graphs"]
 
+    assert compare([16, 3], ["a text of some words", "another"]) == start  # nothing is left to be compiled
     graphs = compare([16, 1], TEXTS * 3)
     assert compare([5, 2, 11], TEXTS * 4) == graphs  # the last batch of a window has what is left
 

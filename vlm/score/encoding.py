@@ -123,6 +123,7 @@ class PairEncoder:
         heads = self.model.heads
         return unit(vectors if heads is None else heads.text_head(vectors)).cpu()
 
+    @torch.inference_mode()
     def _compile(self) -> None:
         """Compile both towers now, for batches of any size and texts of any length; only a batch of one is compiled anew, when one comes."""
         begin = time.perf_counter()
