@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from vlm.backbones.image import IMAGE
 from vlm.backbones.text import TEXT
@@ -96,3 +98,23 @@ def bert_folder(folder: Path) -> Path:
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 16}', encoding="utf-8")
     return folder
+
+
+def llm2clip_pair(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`tiny-llm2clip`, a published pair in LLM2CLIP's layout: a CLIP tower and an adapter in one file, a language model in a folder."""
+    import transformers
+
+    from vlm.backbones.image.llm2clip import llm2clip
+    from vlm.backbones.text.llm2clip import ResidualAdapter
+
+    folder.mkdir()
+    spec = replace(IMAGE["tiny-clip-image"], build=llm2clip, width=24, source=str(folder))
+    config = transformers.CLIPVisionConfig(**spec.architecture, hidden_act="quick_gelu", projection_dim=24)
+    adapter = ResidualAdapter(64, 24, hidden=32, num_blocks=2, bias=True, normalize=True)
+    others = {f"text_adapter.{name}": tensor for name, tensor in adapter.state_dict().items()} | {"logit_scale": torch.tensor(3.0)}
+    save_file(transformers.CLIPVisionModelWithProjection(config).state_dict() | others, folder / "model.safetensors")
+    language = Path(__file__).parent / "data" / "llm2vec_golden" / "base"
+    for registry, name, entry in ((IMAGE, "tiny-llm2clip-image", spec), (TEXT, "tiny-llm2clip-text", TEXT[f"llm2clip:{folder}+{language}"])):
+        monkeypatch.setitem(registry._tables[0], name, entry)
+        monkeypatch.setitem(registry._tables[1], name, name)
+    return "tiny-llm2clip"

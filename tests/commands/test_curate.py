@@ -2,11 +2,13 @@
 
 import json
 
+import pyarrow.parquet
 import pytest
 from captioned_squares import COLORS, write_squares
 from score_files import write_scores
 
 from vlm.__main__ import main as vlm
+from vlm.score.scores import open_scores
 
 
 @pytest.fixture
@@ -33,6 +35,20 @@ def test_the_best_of_several_shards_are_written_with_a_page_and_said(scored, cap
     assert [row["id"] for row in kept(scored / "sub" / "best.jsonl")] == [6, 7, 8, 9, 10, 11]
     assert kept(scored / "sub" / "best.jsonl")[0]["image"] == "../squares/train-pink.png"
     assert "6 of 12 pairs kept" in (scored / "sub" / "best.html").read_text(encoding="utf-8")
+
+
+def test_what_vlm_score_writes_is_what_these_tests_write(scored):
+    rows = [{"image": f"squares/train-{color}.png", "caption": f"a {color} square", "kind": str(i % 2)} for i, color in enumerate(COLORS)]
+    (scored / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for out in ("real.parquet", "real/"):  # one file, or a folder of parts
+        line = ["score", "--pairs", "pairs.jsonl", "--model", "tiny-clip", "--carry", "kind", "--part-rows", "5", "--device", "cpu", "--out", out]
+        assert vlm(line) == 0
+        real, made = open_scores([out]), open_scores(["scores"])
+        assert real.columns == made.columns and real.num_rows == made.num_rows and real.image_root == scored
+        assert vlm(["curate", out, "--keep-top", "0.5", "--balance", "kind", "--by", "clipscore", "--out", f"{out.strip('/')}.jsonl"]) == 0
+        values = [pyarrow.parquet.read_table(file).schema.remove_metadata() for file in (*real.files, *made.files)]
+        assert all(value.equals(values[0]) for value in values)
+    assert (scored / "real.parquet.jsonl").read_text() == (scored / "real.jsonl").read_text()
 
 
 def test_a_balanced_subset_keeps_the_column_and_is_the_same_each_time(scored):

@@ -1,21 +1,13 @@
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import torch
-import transformers
 from color_embedder import COLORS, color_embedder
 from PIL import Image
-from safetensors.torch import save_file
 from tiny_archives import build
-from tiny_pairs import dual, two_towers
+from tiny_pairs import dual, llm2clip_pair, two_towers
 
 from vlm.__main__ import main as vlm
-from vlm.backbones.image import IMAGE
-from vlm.backbones.image.llm2clip import llm2clip as llm2clip_image
-from vlm.backbones.text import TEXT
-from vlm.backbones.text.llm2clip import ResidualAdapter
 from vlm.commands.evaluate import main
 from vlm.data.datasets import DATASETS
 from vlm.data.preparation.prepare import prepare
@@ -120,21 +112,7 @@ def test_help_names_both_evaluations_and_where_models_compute(capsys):
 
 @pytest.fixture
 def llm2clip(tmp_path, monkeypatch):
-    """`tiny-llm2clip`, a published pair in LLM2CLIP's layout: a CLIP tower and an adapter in one file, a language model in a folder."""
-    folder = tmp_path / "llm2clip"
-    folder.mkdir()
-    spec = replace(IMAGE["tiny-clip-image"], build=llm2clip_image, width=24, source=str(folder))
-    vision = transformers.CLIPVisionModelWithProjection(
-        transformers.CLIPVisionConfig(**spec.architecture, hidden_act="quick_gelu", projection_dim=24)
-    )
-    adapter = ResidualAdapter(64, 24, hidden=32, num_blocks=2, bias=True, normalize=True)
-    others = {f"text_adapter.{name}": tensor for name, tensor in adapter.state_dict().items()} | {"logit_scale": torch.tensor(3.0)}
-    save_file(vision.state_dict() | others, folder / "model.safetensors")
-    language = Path(__file__).parents[1] / "data" / "llm2vec_golden" / "base"
-    for registry, name, entry in ((IMAGE, "tiny-llm2clip-image", spec), (TEXT, "tiny-llm2clip-text", TEXT[f"llm2clip:{folder}+{language}"])):
-        monkeypatch.setitem(registry._tables[0], name, entry)
-        monkeypatch.setitem(registry._tables[1], name, name)
-    return "tiny-llm2clip"
+    return llm2clip_pair(tmp_path / "llm2clip", monkeypatch)
 
 
 def test_a_head_a_published_pair_and_llm2clip_stand_side_by_side(folders, rows, llm2clip, capsys):

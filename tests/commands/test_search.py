@@ -42,6 +42,15 @@ def test_what_is_found_is_what_the_model_itself_says_in_data_and_in_its_vectors(
     assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<figure>") == 10
 
 
+@pytest.mark.dist
+def test_two_processes_print_one_table_of_what_one_finds(squares, tmp_path, torchrun, capsys):
+    line = ["search", str(tmp_path / squares), "--model", "tiny-clip", "--precision", "fp32", "--device", "cpu", "--text", "a gold square", "-k", "5"]
+    done = torchrun("-m", "vlm", *line)
+    assert main([*line, "--data-root", str(tmp_path / "other")]) == 0
+    alone = table(capsys.readouterr().out)
+    assert len(alone) == 5 and table(done.stdout) == alone
+
+
 def test_a_picture_that_is_gone_is_said_on_the_page(squares, tmp_path):
     line = ["--model", "tiny-clip", "--text", "x", "-k", "12"]
     assert main(["search", squares, *line]) == 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm.data.image import load_image, load_tiles, picture_size, to_pixels, to_tiles
+from vlm.data.image import decode_image, load_image, load_tiles, picture_size, to_pixels, to_tiles
 from vlm.errors import DataFormatError
 from vlm.types import ImageLayout, ImagePolicy
 
@@ -236,3 +236,24 @@ def test_letterbox_is_prismatics(size: tuple[int, int]):
     expected = np.array(transforms.CenterCrop(32)(resized))
     tiles, _ = to_tiles(picture, ImagePolicy(size=32, mode="letterbox", fill=(122, 116, 104)))
     assert np.array_equal(tiles[0].permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("kind", ["DDS", "AVIF"])
+def test_what_else_decoders_raise_for_broken_files_is_one_line(tmp_path: Path, kind: str):
+    """Their own plain RuntimeError and NotImplementedError."""
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"This PIL writes no {kind}.")
+    path = tmp_path / f"broken.{kind.lower()}"
+    noise(40, 40).save(path)
+    content = bytearray(path.read_bytes())
+    if kind == "DDS":
+        content[80:84] = (2**13).to_bytes(4, "little")  # the flags of the pixel format
+    else:
+        place = content.index(b"mdat") + 8
+        content[place : place + 20] = bytes(20)
+    path.write_bytes(content)
+    with pytest.raises(DataFormatError, match="cannot be read"):
+        load_image(path)
+    with pytest.raises(DataFormatError, match="cannot be read as a picture"):
+        decode_image(bytes(content), name="broken", max_pixels=10_000)

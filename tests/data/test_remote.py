@@ -146,6 +146,7 @@ def test_hosts_that_are_not_listed_are_not_even_looked_up(names):
         ("http://[8.8/a.png", "is no URL"),
         ("http://nowhere.invalid/a.png", r"the host 'nowhere\.invalid' is not found"),
         (f"http://{'a' * 64}.com/a.png", "is not found"),
+        ("http://8.8.8.8/\ud800.png", "is no URL"),
     ],
 )
 def test_what_is_no_public_url_is_refused(url, reason):

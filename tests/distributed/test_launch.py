@@ -23,6 +23,11 @@ def test_unknown_device_is_refused():
         launch.choose_device("gpu")
 
 
+def test_another_gpu_than_the_first_is_chosen_by_the_environment():
+    with pytest.raises(ConfigError, match="Set CUDA_VISIBLE_DEVICES=1 and take --device cuda"):
+        launch.choose_device("cuda:1")
+
+
 def test_one_process_needs_no_process_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     world = launch.launch("cpu")

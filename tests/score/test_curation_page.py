@@ -79,3 +79,14 @@ def test_scores_that_are_all_equal_have_a_page(tmp_path):
         scores, rules, select(scores, rules, scratch=tmp_path), image_root=tmp_path, out="o", shrink=lambda image, side: ("", False)
     )
     assert [bar["count"] for bar in values["bars"]] == [3] and "2 of 3 pairs kept" in filled(TEMPLATE, values)
+
+
+def test_of_very_long_texts_the_page_shows_the_beginning_and_of_pictures_in_the_table_where_they_lay(tmp_path):
+    write_scores(tmp_path / "s.parquet", [{"image": "sha256:0a", "caption": "word " * 100_000, "cos": 0.5}] * 3)
+    scores, rules = open_scores([str(tmp_path)]), Rules(min_cos=0.0)
+    values = curation_values(
+        scores, rules, select(scores, rules, scratch=tmp_path), image_root=tmp_path, out="o", shrink=lambda image, side: ("", False)
+    )
+    page = filled(TEMPLATE, values)
+    assert "lay in the scored table itself" in page
+    assert len(page) < 20_000 and "word word..." in page.replace("word wo...", "word word...")

@@ -40,6 +40,29 @@ def test_texts_in_any_batches_are_as_the_model_encodes_each(name, batch_tokens):
     torch.testing.assert_close(found.vectors, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", MODELS)
+def test_compiled_encoders_give_the_same_in_batches_of_any_size(name, caplog):
+    from torch._dynamo.utils import counters
+
+    caplog.set_level("INFO", "vlm")
+    plain, compiled = PairEncoder(model(name), batch_tokens=400), PairEncoder(model(name), batch_tokens=400, compile=True)
+    assert "compiled both encoders in" in caplog.text
+    start = counters["stats"]["unique_graphs"]
+
+    def compare(counts, texts) -> int:
+        for count in counts:
+            many = tiles(plain, count)
+            torch.testing.assert_close(compiled.images(many), plain.images(many), rtol=0, atol=1e-5)
+        torch.testing.assert_close(compiled.texts(texts).vectors, plain.texts(texts).vectors, rtol=0, atol=1e-5)
+        return counters["stats"]["unique_graphs"]
+
+    assert compare([16, 3], ["a text of some words", "another"]) == start  # nothing is left to be compiled
+    graphs = compare([16, 1], TEXTS * 3)
+    assert compare([5, 2, 11], TEXTS * 4) == graphs  # the last batch of a window has what is left
+
+
 def test_texts_of_clip_are_padded_to_their_batch_alone(monkeypatch):
     dual, lengths = model("tiny-clip"), []
     encoder, forward = PairEncoder(dual, batch_tokens=20), dual.text.tower.forward

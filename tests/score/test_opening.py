@@ -19,6 +19,12 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
         open_job(job(pairs, tmp_path / "s.parquet", model="no-such-model"))
 
 
+def test_a_misspelled_pair_is_told_its_name(tmp_path):
+    pairs = json_lines(tmp_path / "pairs.jsonl", [{"image": "a.png", "caption": "c"}])
+    with pytest.raises(VLMError, match=r"Among published pairs, did you mean clip-b32-224"):
+        open_job(job(pairs, tmp_path / "s.parquet", model="clip-b32-22"))
+
+
 def test_weights_that_cannot_be_found_are_named(tmp_path):
     pairs = json_lines(tmp_path / "pairs.jsonl", [{"image": "a.png", "caption": "c"}])
     with pytest.raises(CheckpointError, match="nowhere"):

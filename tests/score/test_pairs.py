@@ -7,11 +7,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_scores import json_lines, picture
+from captioned_squares import write_squares
+from tiny_scores import job, json_lines, picture, rows_of, scored
 
-from vlm.errors import ConfigError, DataFormatError
+from vlm.__main__ import main
+from vlm.errors import ConfigError, DataFormatError, UnknownNameError
 from vlm.score.job import Job, files_of
-from vlm.score.pairs import Columns, PairTable, to_pair
+from vlm.score.pairs import Columns, PairTable, prepared_split, to_pair
 
 COLUMNS = Columns("image", "caption")
 
@@ -161,3 +163,69 @@ def test_patterns_name_files_in_their_order(tmp_path):
 def test_settings_that_cannot_be_or_have_no_effect_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         Job(**settings)
+
+
+def test_a_missing_column_names_those_that_are_alike(tmp_path):
+    (tmp_path / "pairs.csv").write_text("Image,captions,id\na.png,text,1\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"no column 'image'; it has Image, captions, id\. Did you mean 'Image'\? Name it with --image-col"):
+        PairTable([tmp_path / "pairs.csv"], COLUMNS)
+    with pytest.raises(ConfigError, match=r"Did you mean 'captions'\? Name it with --text-col"):
+        PairTable([tmp_path / "pairs.csv"], Columns("Image", "caption"))
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a.png"]), pa.array(["x"]), pa.array(["y"])], names=["image", "caption", "caption"])
+    pq.write_table(table, tmp_path / "pairs.parquet")
+    with pytest.raises(DataFormatError, match="two columns of one name"):
+        PairTable([tmp_path / "pairs.parquet"], COLUMNS)
+
+
+@pytest.mark.parametrize("cells", [{"image": "a\ud800.png"}, {"caption": "\udfff"}, {"refs": ["fine", "\ud800"]}])
+def test_half_of_a_surrogate_pair_is_a_fault_and_can_be_written(cells):
+    pair = to_pair({"image": "a.png", "caption": "text"} | cells, 0, Path(), Columns("image", "caption", "refs", ("caption",)))
+    assert pair.fault == "a text is not valid Unicode: it holds half of a surrogate pair."
+    assert all(text.isascii() for text in (pair.image, pair.caption, *pair.carried))
+
+
+@pytest.fixture
+def squares(tmp_path, monkeypatch) -> Path:
+    """What `vlm preprocess` makes of two squares and their names."""
+    monkeypatch.chdir(tmp_path)
+    write_squares(tmp_path / "squares")
+    rows = [{"image": f"squares/train-{color}.png", "caption": f"a {color} square"} for color in ("green", "blue")]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert main(["preprocess", "--dataset-id", "pairs.jsonl", "--root-dir", "data", "--workers", "1"]) == 0
+    return tmp_path / "data" / "pairs"
+
+
+def test_the_rows_of_a_prepared_dataset_are_scored(squares, tmp_path):
+    assert scored(job(squares, tmp_path / "scores.parquet", carry=("id",))).statuses == {"ok": 2}
+    found = rows_of(tmp_path / "scores.parquet")
+    assert [row["caption"] for row in found] == ["a green square", "a blue square"]
+    assert all((squares / row["image"]).is_file() and row["id"] for row in found)
+    assert main(["curate", str(tmp_path / "scores.parquet"), "--keep-top", "0.5", "--out", "kept.jsonl"]) == 0
+
+
+def test_a_split_is_named_behind_the_folder(squares):
+    (split,) = json.loads((squares / "manifest.json").read_text(encoding="utf-8"))["splits"]
+    assert files_of((f"{squares}@{split}",)) == [squares / f"samples-{split}.parquet"]
+    with pytest.raises(UnknownNameError, match=r"No split of .* named 'other'"):
+        files_of((f"{squares}@other",))
+
+
+def test_a_mix_is_refused_with_its_parts_and_other_folders_are_none(squares):
+    values = json.loads((squares / "manifest.json").read_text(encoding="utf-8")) | {"parts": ["a", "b"]}
+    (squares / "manifest.json").write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"mix of prepared datasets\. Name them instead: .*data/a, .*data/b"):
+        prepared_split(str(squares))
+    (squares / "manifest.json").write_text('{"kind": "features"}', encoding="utf-8")
+    assert prepared_split(str(squares)) is prepared_split("nowhere") is None
+
+
+def test_a_sample_of_several_pictures_is_a_fault(tmp_path):
+    answer = {"role": "assistant", "text": "An answer."}
+    rows = [{"id": "x", "images": ["a.png"] * count, "messages": [answer] * (count > 0)} for count in (1, 2, 0)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "samples.parquet")
+    (_, pairs), *_ = all_of(PairTable([tmp_path / "samples.parquet"], COLUMNS))
+    assert [(pair.image, pair.caption, pair.fault) for pair in pairs[:1]] == [("a.png", "An answer.", "")]
+    assert [pair.fault for pair in pairs[1:]] == [f"the sample 'x' has {count} pictures; a pair has one." for count in (2, 0)]

@@ -15,6 +15,7 @@ from vlm.errors import ConfigError, DataFormatError
 from vlm.score.opening import open_job
 from vlm.score.parts import MANIFEST, Parts, read_facts, score_files
 from vlm.score.running import Share, score_parts
+from vlm.score.scores import open_scores
 from vlm.types import World
 
 
@@ -46,8 +47,11 @@ def test_a_folder_keeps_its_parts_and_gets_a_manifest(tmp_path):
 def test_a_folder_that_is_not_finished_is_no_table(tmp_path):
     pairs, out = some_pairs(tmp_path, rows=10), tmp_path / "scores"
     scored(job(pairs, out, part_rows=4), Share(0, 2))
-    with pytest.raises(DataFormatError, match="no finished table"):
+    with pytest.raises(DataFormatError, match=r"no finished table of scores: it holds 2 parts and no manifest\.json"):
         score_files(out)
+    with pytest.raises(DataFormatError, match="Run `vlm score` to its end first"):
+        open_scores([str(out)])
+    assert open_scores([f"{out}/part-*.parquet"]).num_rows == 6
 
 
 def test_a_finished_table_is_left_alone(tmp_path):

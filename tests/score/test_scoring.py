@@ -143,6 +143,17 @@ def test_rows_of_remembered_vectors_go_to_those_that_were_used_last():
         store.assign(["x", "y", "z"])
 
 
+def test_long_texts_make_short_windows_and_are_remembered_by_a_digest(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm.score.scoring.HELD_BYTES", 1_000)
+    opened = open_job(job(json_lines(tmp_path / "pairs.jsonl", [{"image": "no.png", "caption": "word " * 300}] * 5), tmp_path / "out.parquet"))
+    with opened.scorer:
+        _, pairs = next(opened.table.parts(10, lambda index: True))
+        assert [len(batch) for batch in opened.scorer.tables(pairs)] == [1] * 5
+    store = Remembered(2, 1)
+    store.assign(["x" * 10**6])
+    assert [len(key) for key in store._rows] == [16]
+
+
 def test_columns_of_the_input_are_carried_and_the_root_of_pictures_is_named(tmp_path):
     from vlm.score.parts import read_facts
 
@@ -201,3 +212,14 @@ def test_a_checkpoint_of_heads_is_scored_with_its_own_scale_and_bias(tmp_path):
         assert row["cos"] == pytest.approx(cos, abs=1e-5)
         assert row["logit"] == pytest.approx(math.exp(2.5) * cos - 10, abs=1e-3)
         assert row["siglip_probability"] == pytest.approx(1 / (1 + math.exp(-row["logit"])), abs=1e-6)
+
+
+def test_llm2clip_is_scored_as_the_model_itself_compares(tmp_path, monkeypatch):
+    """Its texts are read by a language model, in batches of several lengths, and told an instruction."""
+    name = tiny_pairs.llm2clip_pair(tmp_path / "llm2clip", monkeypatch)
+    dual = open_dual(name, device="cpu", precision="fp32")
+    for i, row in enumerate(scores(tmp_path, table(tmp_path), model=name)):
+        cos = float(dual.similarity([Image.open(tmp_path / f"{i}.png")], [CAPTIONS[i]]))
+        assert (row["status"], row["truncated"]) == ("ok", False)
+        assert row["cos"] == pytest.approx(cos, abs=1e-5)
+        assert row["logit"] == pytest.approx(math.exp(3.0) * cos, abs=1e-3)

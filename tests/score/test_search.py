@@ -6,7 +6,9 @@ import torch.nn.functional as F
 
 from vlm.data.feature_cache import FeatureCache, write_features
 from vlm.errors import CheckpointError
-from vlm.score.search import nearest
+from vlm.score import search
+from vlm.score.search import Nearest, nearest
+from vlm.types import World
 
 
 @pytest.fixture
@@ -38,6 +40,20 @@ def test_of_equal_cosines_the_lower_items_come_first(tmp_path):
     write_features(tmp_path / "same", range(90), lambda items: torch.ones(len(items), 4), key={}, batch_size=32)
     found = nearest(FeatureCache(tmp_path / "same"), torch.ones(2, 4), 7, rows_at_once=20)
     assert found.items.tolist() == [[0, 1, 2, 3, 4, 5, 6]] * 2
+
+
+@pytest.mark.parametrize("k", [1, 40, 400])
+def test_several_processes_find_together_what_one_finds(cache, k, monkeypatch):
+    queries = torch.randn(4, 8)
+    alone = nearest(cache, queries, k, rows_at_once=37)
+    shares: list[Nearest] = []
+    monkeypatch.setattr(search, "gather", lambda share, world: shares.append(share) or [share] * world.size)
+    for rank in range(3):
+        nearest(cache, queries, k, rows_at_once=37, world=World(rank=rank, size=3, device=torch.device("cpu")))
+    monkeypatch.setattr(search, "gather", lambda share, world: shares)
+    found = nearest(cache, queries, k, rows_at_once=37, world=World(rank=0, size=3, device=torch.device("cpu")))
+    assert torch.equal(found.items, alone.items) and torch.equal(found.cosines, alone.cosines)
+    assert all(share.items.shape[1] < 300 for share in shares)
 
 
 def test_vectors_of_another_width_are_refused(cache):

@@ -1,5 +1,7 @@
 """Loading of towers from the hub, from a folder or at random, with errors that say what to do. Knows no family."""
 
+import importlib
+import importlib.util
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -9,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vlm.errors import WEIGHTS_REMEDY, CheckpointError, MissingPackageError
+
+STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # what safetensors calls them
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def _read(transformers_class: Any, source: str | Path, *, what: str, **options: 
 
     local = is_folder(source)
     try:
-        with quiet(local), _without_load_report():
+        with quiet(local), _without_load_report(), _unmapped(options.get("dtype")):
             return transformers_class.from_pretrained(str(source), local_files_only=local, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise CheckpointError(f"{what} of {str(source)!r} could not be loaded ({' '.join(str(error).split())[:300]}). {WEIGHTS_REMEDY}") from error
@@ -73,6 +77,37 @@ def _without_load_report() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
+
+
+@contextmanager
+def _unmapped(dtype: torch.dtype | None) -> Iterator[None]:
+    """Have tensors that change their type read one by one: pages of a mapped file would stay in memory beside the copies until the last one is made.
+
+    transformers maps every file, and has no setting for it. A file whose tensors are of the wanted type stays mapped: then nothing is copied at all.
+    """
+    library: Any = importlib.import_module("transformers.modeling_utils")
+    mapped = getattr(library, "safe_open", None)
+    if dtype is None or mapped is None:
+        yield
+        return
+
+    def opened(file: Any, *arguments: Any, **options: Any) -> Any:
+        if options.get("backend") == "mmap" and _converts(file, dtype):
+            options["backend"] = "pread"
+        return mapped(file, *arguments, **options)
+
+    library.safe_open = opened
+    try:
+        yield
+    finally:
+        library.safe_open = mapped
+
+
+def _converts(file: Any, dtype: torch.dtype) -> bool:
+    """True if a file of safetensors has a tensor of numbers that are of another floating type."""
+    with safe_open(file, framework="pt") as tensors:
+        stored = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+    return bool(stored & set(STORED.values()) - {STORED.get(dtype)})
 
 
 @contextmanager
@@ -178,7 +213,5 @@ def require(package: str, needed_for: str, *, extra: str | None = None) -> None:
     Raises:
         MissingPackageError: If it is not.
     """
-    import importlib.util
-
     if importlib.util.find_spec(package) is None:
         raise MissingPackageError(package, needed_for=needed_for, extra=extra)

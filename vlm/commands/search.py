@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from vlm.score.gallery import Item
     from vlm.score.search import Nearest
     from vlm.score.search_page import Query
+    from vlm.types import World
 
 PAGE = Path("runs/search.html")
 SHORT = {"-k": "--num-nearest"}
+SHOWN_CAPTION = 200  # characters in the table
 MOST_ON_PAGE = 1_000  # pictures: each is some 10 KB of the page
 
 
@@ -51,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
     import torch
 
     from vlm.data.image import load_image
+    from vlm.distributed.launch import launch
     from vlm.models.open import open_dual
     from vlm.score.search import nearest
     from vlm.score.search_page import Query
@@ -58,30 +61,31 @@ def main(argv: Sequence[str]) -> None:
 
     config_of(arguments)  # a wrong name is an error before anything is loaded
     asked = [load_image(path) for path in arguments.image]
-    cache, items = _gallery(arguments)
-    model = open_dual(arguments.model, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root)
+    world = launch(arguments.device)
+    cache, items = _gallery(arguments, world)
+    model = open_dual(arguments.model, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root).to(world.device)
     _refuse_other_encoder(cache, model, arguments.model)
     queries = [*(Query(text=text) for text in arguments.text), *(Query(image=path) for path in arguments.image)]
     vectors = [model.encode_text(arguments.text)] if arguments.text else []
     vectors += [model.encode_image(asked)] if asked else []
     head: Any = {} if model.heads is None else {"head": model.heads.image_head}
     progress = partial(counting, what="searching")
-    found = nearest(cache, torch.cat(vectors), arguments.num_nearest, device=model.device, progress=progress, **head)
-    _print(queries, found, items)
-    print(_write(arguments, queries, found, items))
+    found = nearest(cache, torch.cat(vectors), arguments.num_nearest, device=model.device, world=world, progress=progress, **head)
+    if world.is_main:
+        _print(queries, found, items)
+        print(_write(arguments, queries, found, items))
 
 
-def _gallery(arguments: Arguments) -> "tuple[FeatureCache, Sequence[Item]]":
+def _gallery(arguments: Arguments, world: "World") -> "tuple[FeatureCache, Sequence[Item]]":
     """The vectors that are searched, and the pictures that they are of."""
     from vlm.data.feature_cache import FeatureCache
-    from vlm.distributed.launch import launch
     from vlm.score.gallery import is_cache, items_of, open_gallery, read_names, write_names
 
     if is_cache(Path(arguments.data)):
         cache = FeatureCache(Path(arguments.data))
         return cache, read_names(cache)
     data = open_gallery(arguments.data, data_root=arguments.data_root, split=arguments.split)
-    cache = encoders_of(arguments, launch(arguments.device)).image_vectors(data.pictures)
+    cache = encoders_of(arguments, world).image_vectors(data.pictures)
     items = items_of(data)
     write_names(cache, items)
     return cache, items
@@ -104,7 +108,7 @@ def _print(queries: "Sequence[Query]", found: "Nearest", items: "Sequence[Item]"
 
     for query, numbers, cosines in zip(queries, found.items.tolist(), found.cosines.tolist(), strict=True):
         hits = [(items[number], cosine) for number, cosine in zip(numbers, cosines, strict=True)]
-        rows = [[f"{cosine:.4f}", item.caption, str(item.file)] for item, cosine in hits]
+        rows = [[f"{cosine:.4f}", item.caption[:SHOWN_CAPTION], str(item.file)] for item, cosine in hits]
         console().print(Table(str(query), ("cosine", "caption", "file"), rows).for_terminal())
 
 

@@ -166,6 +166,7 @@ def _target(url: str, rules: FetchRules) -> _Target:
     try:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme.lower(), (parts.hostname or "").rstrip("."), parts.port
+        selector = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=SAFE)
     except ValueError as error:
         raise FetchError(f"{url!r} is no URL: {error}. Give an http or https URL.") from error
     if scheme not in SCHEMES or not host or "@" in parts.netloc:
@@ -173,7 +174,6 @@ def _target(url: str, rules: FetchRules) -> _Target:
     if rules.hosts is not None and host not in rules.hosts:
         raise FetchError(f"{url} is not fetched: {host} is not an allowed host. Allowed: {', '.join(sorted(rules.hosts)) or 'none'}.")
     port = SCHEMES[scheme] if port is None else port
-    selector = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=SAFE)
     return _Target(url, scheme == "https", host, port, selector, _address(url, host, port, rules))
 
 

@@ -64,6 +64,9 @@ def choose_device(device: str) -> str:
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return next(name for name, exists in here.items() if exists)
+    if device.startswith("cuda:"):
+        number = device.partition(":")[2]
+        raise ConfigError(f"--device {device}: a process takes the first GPU that it sees. Set CUDA_VISIBLE_DEVICES={number} and take --device cuda.")
     if device not in here:
         raise ConfigError(f"--device {device} is not one of {', '.join(DEVICES)}.")
     if not here[device]:

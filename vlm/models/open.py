@@ -79,7 +79,7 @@ def _found(name: str | Path, run_root: Path) -> Path | PublishedPair:
         try:
             return find_pair(str(name))
         except UnknownNameError:
-            near = difflib.get_close_matches(str(name), pair_names(), n=3)
+            near = difflib.get_close_matches(str(name).lower(), pair_names(), n=3)
             if near and isinstance(error, ConfigError):
                 raise ConfigError(f"{error} Among published pairs, did you mean {' or '.join(near)}?") from None
             raise error from None

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int, UInt64
 from vlm.data.formats.base import is_url
 from vlm.data.image import load_image
 from vlm.errors import DataFormatError
+from vlm.score.schema import INSIDE
 from vlm.score.scores import Scores
 from vlm.score.selection import NO_SCORE, Fate, Rules, Selection, is_kept, numbers
 
@@ -183,6 +184,8 @@ class _Shown:
         card = {"image": image, "caption": row["caption"] or "", "cos": cos, "said": said, "status": row["status"], "url": "", "pixelated": False}
         if is_url(image):
             return card | {"fault": "a URL: pages load nothing from elsewhere"}
+        if image.startswith(INSIDE):
+            return card | {"fault": "lay in the scored table itself"}
         try:
             url, pixelated = self.shrink(load_image(self.image_root / image), SHOWN_SIDE)
         except DataFormatError as error:

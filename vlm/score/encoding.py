@@ -4,6 +4,8 @@ Texts of CLIP's text tower are padded to the longest of their batch only: the to
 Towers that see their padding (SigLIP) get all of it.
 """
 
+import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +16,8 @@ from torch import Tensor
 from vlm.backbones.text.base import PaddedTextEncoder, TransformersText
 from vlm.errors import ConfigError
 from vlm.models.contrastive import unit
+
+log = logging.getLogger(__name__)
 
 BATCH_ON_CPU = 16  # more costs memory and gains nothing where cores are the limit; benchmarks/score.md
 TOKENS_ON_CPU, TOKENS_ON_GPU = 512, 65_536  # of texts
@@ -45,11 +49,10 @@ class PairEncoder:
         self.model = model.eval().requires_grad_(False)
         self.batch_tokens = batch_tokens or (TOKENS_ON_GPU if model.device.type == "cuda" else TOKENS_ON_CPU)
         self.policy = model.image.image_policy
-        if compile:
-            model.image.compile(dynamic=True)
-            model.text.compile(dynamic=True)
         self._trims = isinstance(model.text, PaddedTextEncoder) and isinstance(model.text.tower, TransformersText) and pools_at_end(model.text.tower)
-        self.width = self.images([torch.zeros(3, self.policy.size, self.policy.size, dtype=torch.uint8)]).shape[1]
+        self.width = self.images([self._blank()]).shape[1]
+        if compile:
+            self._compile()
         self.batch_size = self._fitting() if batch_size == "auto" else int(batch_size)
 
     @property
@@ -120,6 +123,19 @@ class PairEncoder:
         heads = self.model.heads
         return unit(vectors if heads is None else heads.text_head(vectors)).cpu()
 
+    @torch.inference_mode()
+    def _compile(self) -> None:
+        """Compile both towers now, for batches of any size and texts of any length; only a batch of one is compiled anew, when one comes."""
+        begin = time.perf_counter()
+        for tower in (self.model.image, self.model.text):
+            tower.compile(dynamic=True)
+        self.images([self._blank()] * 2)
+        self._text_vectors(["a text of some words", "another text"])
+        log.info("compiled both encoders in %.0f s", time.perf_counter() - begin)
+
+    def _blank(self) -> UInt8[Tensor, "3 H W"]:
+        return torch.zeros(3, self.policy.size, self.policy.size, dtype=torch.uint8)
+
     def _fitting(self) -> int:
         """Pictures that a batch can hold: on a GPU by the memory that two small batches take."""
         if self.device.type != "cuda":
@@ -131,7 +147,7 @@ class PairEncoder:
 
     def _taken(self, size: int) -> int:
         torch.cuda.reset_peak_memory_stats(self.device)
-        self.images([torch.zeros(3, self.policy.size, self.policy.size, dtype=torch.uint8)] * size)
+        self.images([self._blank()] * size)
         return torch.cuda.max_memory_allocated(self.device)
 
 

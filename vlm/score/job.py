@@ -15,7 +15,8 @@ class Job:
     """The settings of one table of scores."""
 
     pairs: tuple[str, ...] = ()
-    """Files of pairs: csv, tsv, json, jsonl, parquet, or folders of Parquet files; several, and patterns such as 'pairs-*.csv'."""
+    """Files of pairs: csv, tsv, json, jsonl, parquet, folders of Parquet files, or prepared datasets (FOLDER or FOLDER@SPLIT); several, and patterns such as
+    'pairs-*.csv'."""
     model: str = "clip-b32-224"
     """A dual encoder: a published pair, the hub id of one, a run, or a checkpoint folder."""
     out: Path = Path("scores.parquet")
@@ -110,12 +111,15 @@ def files_of(pairs: tuple[str, ...]) -> list[Path]:
 
     Raises:
         ConfigError: If nothing is named, a name stands for nothing, or a file is there twice.
+        UnknownNameError: If a prepared dataset lacks a split.
     """
+    from vlm.score.pairs import prepared_split
+
     if not pairs:
         raise ConfigError("Say which pairs: --pairs FILE [FILE ...].")
     found: list[Path] = []
     for name in pairs:
-        path = Path(name)
+        path = prepared_split(name) or Path(name)
         matching = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
         if not matching:
             raise ConfigError(f"--pairs {name}: there is no such file or folder, and nothing fits it as a pattern.")

@@ -19,6 +19,7 @@ from vlm.score.job import Job, files_of
 from vlm.score.pairs import Columns, PairTable
 from vlm.score.parts import Parts
 from vlm.score.pictures import PictureReader
+from vlm.score.schema import schema
 from vlm.score.scoring import Logits, Scorer
 
 CHANGES_SCORES = ("image_col", "text_col", "refs_col", "carry", "images", "image_root", "url_file", "max_bytes", "max_pixels", "prefix", "part_rows")
@@ -58,7 +59,13 @@ def open_job(job: Job, *, device: torch.device | None = None) -> Opened:
 
 
 def open_table(job: Job) -> PairTable:
-    """The pairs of a job."""
+    """The pairs of a job.
+
+    Raises:
+        ConfigError: If the settings name something that is not there, or a carried column has the name of another one.
+        DataFormatError: If a file of pairs cannot be read.
+    """
+    schema(job.carry)
     return PairTable(files_of(job.pairs), Columns(job.image_col, job.text_col, job.refs_col, job.carry))
 
 

@@ -1,20 +1,24 @@
 """The rows of pair tables, cut into parts of equal length; a row that cannot be used comes as one that says why. Reads tables, opens no picture."""
 
+import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vlm.data.formats.pictures import DATA_URL, data_url_bytes
 from vlm.data.formats.sources import FILE_SUFFIXES, first_rows, numbered_rows, table_files
-from vlm.errors import ConfigError, DataFormatError
-from vlm.score.schema import pyarrow
+from vlm.data.manifest import MANIFEST, Manifest
+from vlm.errors import ConfigError, DataFormatError, UnknownNameError
+from vlm.score.schema import INSIDE, pyarrow
 
 ROWS_LOOKED_AT = 100  # in search of the columns
 ROWS_A_BATCH = 256  # of Parquet: rows may hold pictures
+SAMPLE_COLUMNS = ("id", "images", "messages")  # that are read of a prepared dataset's file
+PAIR_COLUMNS = ("id", "image", "caption")  # that its rows have here
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,19 +178,92 @@ def check_columns(path: Path, columns: Columns) -> None:
     if path.is_file() and path.suffix.lower() not in FILE_SUFFIXES:
         raise ConfigError(f"--pairs {path}: rows are read from {', '.join(FILE_SUFFIXES)}, or from a folder of Parquet files.")
     if path.suffix.lower() == ".parquet" and path.is_file():
-        seen = dict.fromkeys(_parquet_file(path).schema_arrow.names)
+        seen = _parquet_columns(path)
     else:
         seen = {name: None for value in islice(first_rows(path), ROWS_LOOKED_AT) if isinstance(value, Mapping) for name in value}
     options = {columns.image: "--image-col", columns.text: "--text-col", columns.refs: "--refs-col"}
     for name in columns.names:
         if name not in seen:
+            known = {str(column).lower(): column for column in seen}
+            near = [known[found] for found in difflib.get_close_matches(name.lower(), known, n=2)]
+            hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
             raise ConfigError(
-                f"{path} has no column {name!r}; it has {', '.join(map(str, seen)) or 'none'}. Name it with {options.get(name, '--carry')}."
+                f"{path} has no column {name!r}; it has {', '.join(map(str, seen)) or 'none'}. {hint}Name it with {options.get(name, '--carry')}."
             )
+
+
+def _parquet_columns(path: Path) -> Sequence[str]:
+    """The columns of a Parquet file as rows have them.
+
+    Raises:
+        DataFormatError: If two have one name.
+    """
+    with _parquet_file(path) as table:
+        names = table.schema_arrow.names
+    if len(set(names)) < len(names):
+        raise DataFormatError(f"{path} has two columns of one name: {', '.join(names)}. Rename one.")
+    return PAIR_COLUMNS if _holds_samples(names) else names
+
+
+def prepared_split(name: str) -> Path | None:
+    """The Parquet file of a prepared dataset's split, by `FOLDER@SPLIT`, or `FOLDER` for train or the only one; None for what is no prepared dataset.
+
+    Raises:
+        ConfigError: If it is a mix of datasets.
+        UnknownNameError: If it has no such split.
+    """
+    base, _, split = name.rpartition("@") if "@" in name and not Path(name).exists() else (name, "", "")
+    folder = Path(base)
+    if not _is_prepared(folder):
+        return None
+    manifest = Manifest.read(folder)
+    if manifest.parts:
+        raise ConfigError(
+            f"{base} is a mix of prepared datasets. Name them instead: {', '.join(str(folder.parent / part) for part in manifest.parts)}."
+        )
+    split = split or ("train" if "train" in manifest.splits or len(manifest.splits) > 1 else next(iter(manifest.splits)))  # as training does
+    if split not in manifest.splits:
+        raise UnknownNameError(f"split of {base}", split, manifest.splits)
+    return folder / manifest.splits[split].file
+
+
+def _is_prepared(folder: Path) -> bool:
+    """True for what `vlm preprocess` made; scores and cached vectors have another manifest."""
+    try:
+        return "splits" in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _holds_samples(columns: Sequence[str]) -> bool:
+    """True for the columns of a prepared dataset's file."""
+    return set(SAMPLE_COLUMNS) <= set(columns)
+
+
+def _pair_of(row: Mapping[str, Any]) -> Mapping[str, Any] | DataFormatError:
+    """The row of a sample of a prepared dataset, with its first answer as caption, or why it is none."""
+    if len(row["images"]) != 1:
+        return DataFormatError(f"the sample {row['id']!r} has {len(row['images'])} pictures; a pair has one.")
+    answers = (message["text"] for message in row["messages"] if message["role"] == "assistant")
+    return {"id": row["id"], "image": row["images"][0], "caption": next(answers, "")}
 
 
 def to_pair(value: Any, row: int, folder: Path, columns: Columns) -> Pair:
     """A row as a pair; what is wrong with it is said in its `fault`."""
+    pair = _pair(value, row, folder, columns)
+    carried = tuple(cell if cell is None else _encodable(cell) for cell in pair.carried)
+    image, caption, fault = (_encodable(text) for text in (pair.image, pair.caption, pair.fault))
+    if (image, caption, *pair.references) != (pair.image, pair.caption, *map(_encodable, pair.references)):
+        fault = fault or "a text is not valid Unicode: it holds half of a surrogate pair."
+    return replace(pair, image=image, caption=caption, carried=carried, fault=fault)
+
+
+def _encodable(text: str) -> str:
+    """A text that UTF-8 can write: JSON can name half of a surrogate pair, which becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _pair(value: Any, row: int, folder: Path, columns: Columns) -> Pair:
     cells = value if isinstance(value, Mapping) else {}
     carried = tuple(_as_text(cells.get(name)) for name in columns.carry)
     caption = cells.get(columns.text)
@@ -219,7 +296,7 @@ def _picture(cell: Any, column: str) -> tuple[str, bytes | None]:
     if isinstance(cell, str) and cell.startswith(DATA_URL):
         cell = data_url_bytes(cell)
     if isinstance(cell, bytes) and cell:
-        return f"sha256:{hashlib.sha256(cell).hexdigest()}", cell
+        return f"{INSIDE}{hashlib.sha256(cell).hexdigest()}", cell
     if isinstance(cell, str) and cell.strip():
         return cell.strip(), None
     raise DataFormatError(f"the column {column!r} names no picture: {'it is empty' if not cell else str(cell)[:80]}.")
@@ -287,9 +364,11 @@ def _parquet_values(path: Path, names: Sequence[str], first: int) -> Iterator[An
         groups = list(range(table.num_row_groups))
         while groups and first >= table.metadata.row_group(groups[0]).num_rows:
             first -= table.metadata.row_group(groups.pop(0)).num_rows
-        known = [name for name in names if name in table.schema_arrow.names]
+        samples = _holds_samples(table.schema_arrow.names)
+        known = SAMPLE_COLUMNS if samples else [name for name in names if name in table.schema_arrow.names]
         try:
             batches = table.iter_batches(batch_size=ROWS_A_BATCH, row_groups=groups, columns=known)
-            yield from islice((value for batch in batches for value in batch.to_pylist()), first, None)
+            values = islice((value for batch in batches for value in batch.to_pylist()), first, None)
+            yield from map(_pair_of, values) if samples else values
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DataFormatError(f"{path} cannot be read as Parquet: {' '.join(str(error).split()).rstrip('.')}.") from None

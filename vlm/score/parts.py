@@ -22,6 +22,7 @@ from vlm.score.schema import METADATA, pyarrow, schema
 
 FORMAT_VERSION = 1
 MANIFEST, LOCK = "manifest.json", ".lock"
+PART = "part-[0-9][0-9][0-9][0-9][0-9][0-9].parquet"
 ROWS_A_GROUP = 10_000  # of the Parquet file that parts are joined to
 
 
@@ -173,7 +174,7 @@ class Parts:
         building = self.folder / f"joined.{socket.gethostname()}.{os.getpid()}.tmp"
         described = schema(self.carry).with_metadata(self._metadata(statuses))
         with pa.parquet.ParquetWriter(building, described, compression="zstd") as writer:
-            for table in _grouped(pa.parquet.read_table(self.path(index)) for index in range(num_parts)):
+            for table in _grouped(pa.parquet.ParquetFile(self.path(index)).read() for index in range(num_parts)):
                 writer.write_table(table.replace_schema_metadata(described.metadata))
         _rename(building, self.out)
 
@@ -213,16 +214,19 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def score_files(path: Path) -> list[Path]:
-    """The Parquet files of a table of scores, in the order of their rows: the file itself, or the parts of a finished folder.
+    """The Parquet files of a table of scores, in the order of their rows: the file itself, or those of a folder.
 
     Raises:
-        DataFormatError: If there is none, or the folder is not finished.
+        DataFormatError: If the folder's parts are not finished.
     """
     if path.is_file():
         return [path]
-    if not (path / MANIFEST).is_file():
-        raise DataFormatError(f"{path} is no finished table of scores: there is no {MANIFEST}. Run `vlm score` to its end first.")
-    return sorted(path.glob("part-*.parquet"))
+    if not (path / MANIFEST).is_file() and (there := list(path.glob(PART))):
+        raise DataFormatError(
+            f"{path} is no finished table of scores: it holds {len(there):,} parts and no {MANIFEST}. Run `vlm score` to its end first, or name the parts: "
+            f"'{path}/part-*.parquet'."
+        )
+    return sorted(path.glob("*.parquet"))
 
 
 def _counted(batches: Iterable[Any], statuses: Counter[str]) -> Iterator[Any]:

@@ -99,4 +99,4 @@ def score_parts(opened: Opened, share: Share = Share(), world: World | None = No
 
 def in_words(statuses: Counter[str]) -> str:
     """`9,980 ok, 20 decode_error`."""
-    return ", ".join(f"{count:,} {status}" for status, count in statuses.most_common())
+    return ", ".join(f"{count:,} {status}" for status, count in statuses.most_common()) or "nothing to score"

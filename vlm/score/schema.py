@@ -3,9 +3,12 @@
 `vlm score` writes them; `vlm curate` reads them. Columns that a user carries over from the input stand behind these.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlm.errors import MissingPackageError
+import numpy as np
+
+from vlm.errors import ConfigError, MissingPackageError
 
 OK = "ok"
 STATUSES = {
@@ -17,6 +20,7 @@ STATUSES = {
     "too_large": "the picture has more bytes or pixels than allowed",
     "model_error": "the model gave a value that is not finite",
 }
+INSIDE = "sha256:"  # begins the name of a picture that lay in the scored table itself
 METADATA = b"vlm.score"  # key of the file's metadata whose value is JSON: model, image_root, scale, bias, settings, statuses, versions
 
 
@@ -38,6 +42,9 @@ def schema(carried: tuple[str, ...] = ()) -> Any:
 
     Args:
         carried: Names of columns of the input that are copied, as text.
+
+    Raises:
+        ConfigError: If one of them has the name of another column here.
     """
     pa = pyarrow()
     columns = {
@@ -56,7 +63,35 @@ def schema(carried: tuple[str, ...] = ()) -> Any:
         "width": pa.int32(),
         "height": pa.int32(),
     }
+    if clashing := [name for name in carried if name in columns]:
+        raise ConfigError(f"--carry {clashing[0]}: scores have a column of that name themselves. Rename the one of the input.")
     return pa.schema(list((columns | {name: pa.string() for name in carried}).items()))
+
+
+def record_batch(values: Mapping[str, Sequence[Any]], carried: tuple[str, ...] = ()) -> Any:
+    """Columns of plain values as pyarrow has them; None is null.
+
+    Args:
+        values: The values of each column of `schema(carried)`.
+        carried: See `schema`.
+    """
+    columns = schema(carried)
+    return pyarrow().RecordBatch.from_arrays([_array(values[each.name], each.type) for each in columns], schema=columns)
+
+
+def _array(values: Sequence[Any], kind: Any) -> Any:
+    """What `pyarrow.array` makes, out of buffers: the function itself imports pandas where it is installed, 30 MB that nothing here needs."""
+    pa = pyarrow()
+    present = np.fromiter((value is not None for value in values), bool, len(values))
+    buffers = [None if present.all() else np.packbits(present, bitorder="little")]
+    if pa.types.is_string(kind):
+        encoded = [b"" if value is None else value.encode() for value in values]
+        buffers += [np.cumsum([0, *map(len, encoded)], dtype=np.int32), b"".join(encoded)]
+    elif pa.types.is_boolean(kind):
+        buffers.append(np.packbits(np.fromiter(map(bool, values), bool, len(values)), bitorder="little"))
+    else:
+        buffers.append(np.fromiter((0 if value is None else value for value in values), kind.to_pandas_dtype(), len(values)))
+    return pa.Array.from_buffers(kind, len(values), [buffer if buffer is None else pa.py_buffer(buffer) for buffer in buffers])
 
 
 def pyarrow() -> Any:

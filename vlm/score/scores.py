@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm.errors import DataFormatError
+from vlm.score.parts import score_files
 from vlm.score.schema import METADATA, pyarrow
 
 NEEDED = ("image", "caption", "status", "cos")
@@ -93,7 +94,7 @@ def open_scores(names: Sequence[str]) -> Scores:
         names: Parquet files, folders of them, or patterns such as `scores/part-*.parquet`; the matches of one are sorted.
 
     Raises:
-        DataFormatError: If a name matches nothing, a file is named twice or is no Parquet file, lacks a column, or if there is no row.
+        DataFormatError: If a name matches nothing, a folder's parts are not finished, a file is named twice or is no Parquet file, lacks a column, or if there is no row.
         MissingPackageError: If pyarrow is not installed.
     """
     files = [file for name in names for file in _matches(name)]
@@ -110,8 +111,7 @@ def open_scores(names: Sequence[str]) -> Scores:
 
 def _matches(name: str) -> list[Path]:
     path, root = Path(name), Path(Path(name).anchor)
-    pattern = path / "*.parquet" if path.is_dir() else path
-    found = [path] if path.is_file() else sorted(root.glob(str(pattern.relative_to(root))))
+    found = score_files(path) if path.exists() else sorted(root.glob(str(path.relative_to(root))))
     if not found:
         raise DataFormatError(f"{name} matches no Parquet file. Name a file that `vlm score` wrote, its folder, or a pattern in quotation marks.")
     return found

@@ -19,11 +19,11 @@ from vlm.score.encoding import PairEncoder
 from vlm.score.metrics import clipscore, refclipscore
 from vlm.score.pairs import Pair
 from vlm.score.pictures import Fault, PictureReader, Tile
-from vlm.score.schema import OK, pyarrow, schema
+from vlm.score.schema import OK, record_batch
 from vlm.score.vectors import Remembered
 
 WINDOW = 1024  # rows whose texts are sorted by length together
-HELD_BYTES = 64 * 2**20  # of pictures in the rows of a window
+HELD_BYTES = 64 * 2**20  # of the cells of a window's rows
 MOST_REFERENCES = 1000  # of a row; far more than any dataset has
 BATCHES_AHEAD = 2  # that are being decoded while one is encoded
 
@@ -140,7 +140,7 @@ class Scorer:
         return self.threads.submit(self.reader.read, pair.image, pair.folder, pair.content)
 
     def _windows(self, pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
-        """Rows in groups whose texts can all be remembered at once, and whose own pictures take little memory."""
+        """Rows in groups whose texts can all be remembered at once, and whose own pictures and texts take little memory."""
         rows: list[Pair] = []
         texts = held = 0
         for pair in pairs:
@@ -149,7 +149,7 @@ class Scorer:
                 yield rows
                 rows, texts, held = [], 0, 0
             rows.append(pair)
-            texts, held = texts + more, held + len(pair.content or b"")
+            texts, held = texts + more, held + _length(pair)
         if rows:
             yield rows
 
@@ -243,7 +243,7 @@ class Scorer:
                 values["width"][place], values["height"][place] = fault.width, fault.height
         for number, name in enumerate(self.carry):
             values[name] = [pair.carried[number] for pair in pairs]
-        return pyarrow().RecordBatch.from_pydict(values, schema=schema(self.carry))
+        return record_batch(values, self.carry)
 
     def _written(self, pair: Pair) -> str:
         """What the column `image` says."""
@@ -260,6 +260,11 @@ def _fault_of(pair: Pair) -> Fault | None:
     if len(pair.references) > MOST_REFERENCES:
         return Fault("row_error", f"The row has {len(pair.references):,} references; at most {MOST_REFERENCES:,} are read.")
     return None
+
+
+def _length(pair: Pair) -> int:
+    """Bytes and characters of what a row holds."""
+    return sum(len(part or "") for part in (pair.content, pair.image, pair.caption, *pair.references, *pair.carried))
 
 
 def _image_key(pair: Pair) -> str:

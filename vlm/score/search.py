@@ -3,7 +3,7 @@
 Memory is one block in fp32 and its similarities, however many vectors there are.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlm.data.feature_cache import FeatureCache
+from vlm.distributed.collectives import gather
 from vlm.errors import CheckpointError
+from vlm.types import World
 
 ROWS_AT_ONCE = 16_384  # 34 MB of vectors of width 512 in fp32
 
@@ -42,6 +44,7 @@ def nearest(
     head: Head = lambda vectors: vectors,
     device: torch.device | None = None,
     rows_at_once: int = ROWS_AT_ONCE,
+    world: World | None = None,
     progress: Progress = lambda starts, _: starts,
 ) -> Nearest:
     """The k items of a cache whose vectors, after the head, are nearest to each query by cosine.
@@ -53,6 +56,7 @@ def nearest(
         head: From the cache's vectors into the joint space.
         device: Where similarities are computed; None for the CPU.
         rows_at_once: Vectors of a block.
+        world: The processes that share the blocks, all with the same queries, and all get what is found; None: this one alone.
         progress: Passes the first item of each block through, and shows how far it is; gets their number.
 
     Raises:
@@ -60,7 +64,8 @@ def nearest(
     """
     wanted = F.normalize(queries.to(device or "cpu", torch.float32), dim=-1)
     best = Nearest(torch.empty(len(queries), 0, dtype=torch.int64), torch.empty(len(queries), 0))
-    starts = range(0, len(cache), rows_at_once)
+    world = world or World.single()
+    starts = range(world.rank * rows_at_once, len(cache), world.size * rows_at_once)
     for start in progress(starts, len(starts)):
         rows = cache.rows(torch.arange(start, min(start + rows_at_once, len(cache))))
         vectors = F.normalize(head(rows.to(wanted.device, torch.float32)).float(), dim=-1)
@@ -69,7 +74,14 @@ def nearest(
                 f"The vectors in {cache.folder} have width {vectors.shape[1]} in the joint space, the queries {wanted.shape[1]}. Name the model that they are of."
             )
         best = _better(best, (wanted @ vectors.T).cpu(), start, k)
-    return best
+    return best if world.size == 1 else _joined(gather(best, world), k)
+
+
+def _joined(found: Sequence[Nearest], k: int) -> Nearest:
+    """The best of what several processes found."""
+    items, order = torch.cat([each.items for each in found], dim=1).sort(dim=1)
+    cosines, best = torch.cat([each.cosines for each in found], dim=1).gather(1, order).sort(dim=1, descending=True, stable=True)
+    return Nearest(items.gather(1, best)[:, :k], cosines[:, :k])
 
 
 def _better(best: Nearest, similarity: Float[Tensor, "Q B"], start: int, k: int) -> Nearest:

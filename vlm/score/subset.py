@@ -15,12 +15,12 @@ from typing import Any, TextIO
 
 from vlm.data.formats.base import is_url
 from vlm.errors import ConfigError, DataFormatError
+from vlm.score.schema import INSIDE
 from vlm.score.scores import Scores
 from vlm.score.selection import Selection, is_kept
 
 SUFFIXES = (".jsonl", ".csv")
 LOOKED_AT = 100  # pictures, before a subset is written whose paths lead nowhere
-INSIDE = "sha256:"  # begins the name of a picture that lay in the scored table itself
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Vectors of things that were met lately, by key, in one block of memory: what is met again is not encoded again. Knows no model."""
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable
 
@@ -24,7 +25,7 @@ class Remembered:
         """
         self.vectors: Float[Tensor, "C J"] = torch.empty(capacity, width)
         self.capacity = capacity
-        self._rows: OrderedDict[str, int] = OrderedDict()
+        self._rows: OrderedDict[bytes, int] = OrderedDict()
 
     def assign(self, keys: Iterable[str]) -> tuple[dict[str, int], dict[str, int]]:
         """A row for each key: all of them, and those that are new and want a vector.
@@ -35,14 +36,15 @@ class Remembered:
         found: dict[str, int] = {}
         new: dict[str, int] = {}
         for key in dict.fromkeys(keys):
-            if key in self._rows:
-                self._rows.move_to_end(key)
-                found[key] = self._rows[key]
+            digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()  # however long the key is
+            if digest in self._rows:
+                self._rows.move_to_end(digest)
+                found[key] = self._rows[digest]
                 continue
             if len(found) == self.capacity:
                 raise ValueError(f"More than {self.capacity} keys at once.")
             row = len(self._rows) if len(self._rows) < self.capacity else self._rows.popitem(last=False)[1]
-            self._rows[key] = found[key] = new[key] = row
+            self._rows[digest] = found[key] = new[key] = row
         return found, new
 
     def write(self, rows: Int[Tensor, " B"], vectors: Float[Tensor, "B J"]) -> None:
