@@ -52,6 +52,10 @@ def test_a_folder_of_pictures_alone_has_vectors_of_pictures(tmp_path, monkeypatc
         (["squares/train.json", "--model", "tiny/align"], "tiny/align is a preset of a model that answers. Name a contrastive one"),
         (["squares/train.json", "--model", "nobody"], "There is no run that begins with 'nobody'"),
         (["gone.json", "--model", "tiny-clip"], "There is no file or folder gone.json"),
+        (
+            ["squares/train.json", "--model", "tiny-clip", "--image-source", "no/such/folder"],
+            "'no/such/folder'. Name a local folder with --image-source and --text-source",
+        ),
     ],
 )
 def test_names_that_are_wrong_are_one_line(config, capsys, line, said):

@@ -77,6 +77,7 @@ def test_vectors_of_another_encoder_or_without_names_are_refused(squares, tmp_pa
         ([], "Say what to look for: --text"),
         (["--image", "gone.png"], "There is no image file gone.png"),
         (["--text", "x", "--model", "nobody"], "There is no run that begins with 'nobody'"),
+        (["--text", "x", "--image-source", "no/such/folder"], "'no/such/folder'. Name a local folder with --image-source and --text-source"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(squares, capsys, line, said):

@@ -20,6 +20,10 @@ class Options:
 
     model: str = ""
     """A dual encoder: a run, a published pair (`clip-b32-224`), or a preset that is to be trained (`ape-demo/align`)."""
+    image_source: str = ""
+    """Folder or hub id of the image encoder's weights, if they are not where the model's name says."""
+    text_source: str = ""
+    """The same of the text encoder's; both may lie in one folder."""
     split: str = ""
     """Split of a prepared dataset; empty: the usual one."""
     data_root: Path = Path("data")
@@ -40,6 +44,11 @@ class Options:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"--batch-size is at least 1; got {self.batch_size}.")
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Other places of the encoders' weights, for `open_dual`."""
+        return {name: getattr(self, name) for name in ("image_source", "text_source") if getattr(self, name)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +116,9 @@ def config_of(options: Options) -> ContrastiveConfig:
     except UnknownNameError:
         from vlm.models.open import dual_config
 
-        return ContrastiveConfig(model=dual_config(options.model, run_root=options.run_root), stage=ContrastiveStage(name="embed", dataset=""))
+        preset = ContrastiveConfig(model=dual_config(options.model, run_root=options.run_root), stage=ContrastiveStage(name="embed", dataset=""))
     if not isinstance(preset, ContrastiveConfig):
         raise ConfigError(
             f"{options.model} is a preset of a model that answers. Name a contrastive one (`vlm list presets`), a run or a published pair."
         )
-    return preset
+    return replace(preset, model=replace(preset.model, **options.sources))

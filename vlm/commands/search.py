@@ -63,7 +63,9 @@ def main(argv: Sequence[str]) -> None:
     asked = [load_image(path) for path in arguments.image]
     world = launch(arguments.device)
     cache, items = _gallery(arguments, world)
-    model = open_dual(arguments.model, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root).to(world.device)
+    model = open_dual(arguments.model, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root, **arguments.sources).to(
+        world.device
+    )
     _refuse_other_encoder(cache, model, arguments.model)
     queries = [*(Query(text=text) for text in arguments.text), *(Query(image=path) for path in arguments.image)]
     vectors = [model.encode_text(arguments.text)] if arguments.text else []
