@@ -46,7 +46,7 @@ class Options:
             raise ConfigError(f"--batch-size is at least 1; got {self.batch_size}.")
 
     @property
-    def sources(self) -> dict[str, str]:
+    def sources(self) -> dict[str, Any]:
         """Other places of the encoders' weights, for `open_dual`."""
         return {name: getattr(self, name) for name in ("image_source", "text_source") if getattr(self, name)}
 
