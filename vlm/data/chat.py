@@ -142,7 +142,7 @@ def _tokenize(spans: Sequence[Span], template: ChatTemplate, tokenizer: Any) -> 
         )
     texts = ["".join(span.text for span in chunk) for chunk in template.chunks(spans)]
     parts, before = [], 0
-    for text in texts:
+    for text in texts or [""]:  # of a picture alone nothing is written
         ids, offsets = _tokenize_text(text.rstrip() if template.tokenized == "stripped-turns" else text, tokenizer)
         starts, ends = _extents(offsets)
         parts.append((ids, starts + before, ends + before))

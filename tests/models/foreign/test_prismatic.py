@@ -244,6 +244,25 @@ def test_align_run_describes_pictures_with_the_base_language_model(opened):
     assert torch.equal(base, load_file(GOLDEN / "vicuna" / "llm" / "model.safetensors")["model.embed_tokens.weight"])
 
 
+def test_align_run_of_the_fork_describes_pictures_that_are_all_of_the_prompt(tmp_path):
+    """Its tokenizer has no BOS, so that nothing stands before the picture. The base is that of its finetune run, which trained adapters alone."""
+    stored = torch.load(GOLDEN / LORA / "checkpoints" / "latest-checkpoint.pt", weights_only=True)["model"]["llm_backbone"]
+    names = {name: name.removeprefix("llm.base_model.model.").replace(".base_layer", "") for name in stored if ".lora_" not in name}
+    base = shutil.copytree(GOLDEN / "phi2" / "llm", tmp_path / "llm")
+    save_file({ours: stored[name].contiguous() for name, ours in names.items()}, base / "model.safetensors", metadata={"format": "pt"})
+    import_prismatic(GOLDEN / LORA_ALIGN, tmp_path / "out", sources(LORA_ALIGN, language=base))
+    model = vlm.load(tmp_path / "out", device="cpu", precision="fp32")
+    assert model.template.name == "prism-lora-caption"
+    picture = load_image(GOLDEN / "data" / rows()[0]["image"])
+    ids = encode(model, [Message("user", "<image>\nDescribe.")]).ids
+    assert ids.tolist() == [model.language.image_token_id] * model.tokens_per_tile
+    one, batch = (model.generate_batch(prompts, max_new_tokens=6) for prompts in ([([picture], "")], [([picture], ""), ([picture], "x")]))
+    assert batch == one * 2
+    assert "black" in str(model.check_image_use())
+    with pytest.raises(DataFormatError, match=r"The prompt has no tokens: .* Give a picture"):
+        model.chat([], "Hello")
+
+
 def test_adapter_stays_one_and_can_be_folded(opened, imported):
     model = opened(LORA)
     options = model.adapters["language"]
