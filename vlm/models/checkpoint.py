@@ -22,6 +22,7 @@ from vlm.backbones.writing import write_tensors
 from vlm.conf.contrastive import DualEncoderConfig
 from vlm.conf.schema import LoRATowers, VisionLanguageConfig
 from vlm.conf.serialize import from_dict, to_dict
+from vlm.conf.sources import TOWERS
 from vlm.distributed.launch import choose_device, choose_precision
 from vlm.distributed.shard import place_of
 from vlm.errors import MOST_NAMES, CheckpointError, ConfigError
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
-SOURCES = ("vision_source", "language_source")
 INSIDE = "hf:./"  # how `model.json` names a tower that lies in the checkpoint's own folder, so that the folder can be moved
 KINDS: dict[str, type] = {"vision-language": VisionLanguageConfig, "dual-encoder": DualEncoderConfig}
 
@@ -191,8 +191,8 @@ def load(folder: Path, *, precision: str, sources: dict[str, str] | None = None)
         ConfigError: If a source is of no tower: another setting would make another model of it.
         CheckpointError: If a tower is not the one that the checkpoint was trained with, or weights are missing.
     """
-    if unknown := sorted(set(sources or {}) - set(SOURCES)):
-        raise ConfigError(f"{unknown[0]!r} names no tower of a model that answers; give {' or '.join(SOURCES)}.")
+    if unknown := sorted(set(sources or {}) - set(TOWERS)):
+        raise ConfigError(f"{unknown[0]!r} names no tower of a model that answers; give {' or '.join(TOWERS)}.")
     manifest = read_manifest(folder)
     if not isinstance(manifest.config, VisionLanguageConfig):
         raise CheckpointError(f"{folder} is a dual encoder, not a model that answers. Measure it with `vlm evaluate`, or use vlm.load.")
