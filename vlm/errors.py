@@ -1,13 +1,30 @@
 """What a user can cause: errors that name the value seen, the value wanted and the remedy. Knows nothing else of the package."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 WEIGHTS_REMEDY = (  # with the flags of training; `vlm.__main__` names those that a command has
     "Name a local folder with --model.vision-source or --model.language-source (of contrastive models --model.image-source or --model.text-source; "
     "in Python vision_source and so on), or check the network and your login to the hub."
 )
 MOST_NAMES = 50  # that a message lists; there are more datasets than a line can hold
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
+    """Up to three known names that are most like one, whatever their case, the nearest first.
+
+    Args:
+        name: The name that was asked for.
+        known: Every name that would have been accepted.
+        cutoff: Least likeness, 0 to 1 (`difflib`).
+    """
+    names = {one.lower(): one for one in known}
+    return [names[found] for found in difflib.get_close_matches(name.lower(), names, n=3, cutoff=cutoff)]
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class VLMError(ValueError):
@@ -26,10 +43,10 @@ class UnknownNameError(VLMError):
             known: Every name that would have been accepted.
         """
         known = sorted(known)
-        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-        listed = "" if not known else f" Known: {', '.join(known)}." if len(known) <= MOST_NAMES else f" {len(known)} are known: see `vlm list`."
-        super().__init__(f"No {kind} named {name!r}.{hint}{listed}")
+        near = nearest(name, known, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        all_of_them = "" if not known else f" Known: {', '.join(known)}." if len(known) <= MOST_NAMES else f" {len(known)} are known: see `vlm list`."
+        super().__init__(f"No {kind} named {name!r}.{hint}{all_of_them}")
         self.kind, self.name, self.known = kind, name, known
 
 

@@ -344,6 +344,13 @@ def test_an_empty_name_is_no_prefix_of_the_only_run(tmp_path):
         find_checkpoint("", run_root=tmp_path)
 
 
+def test_the_folder_where_one_stands_is_no_prefix_of_every_run(tmp_path, monkeypatch):
+    run_folders(tmp_path / "runs", "demo+align+x7", "demo+finetune+x7")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^\. is a folder, but neither a run"):
+        find_checkpoint(".")
+
+
 def test_a_folder_that_is_no_run_is_taken_for_a_prefix(tmp_path, monkeypatch):
     run_folders(tmp_path / "runs", "demo+align+x7", "demo+finetune+x7")
     (tmp_path / "runs" / "demo").mkdir()  # the report of the demo

@@ -229,3 +229,12 @@ def test_a_sample_of_several_pictures_is_a_fault(tmp_path):
     (_, pairs), *_ = all_of(PairTable([tmp_path / "samples.parquet"], COLUMNS))
     assert [(pair.image, pair.caption, pair.fault) for pair in pairs[:1]] == [("a.png", "An answer.", "")]
     assert [pair.fault for pair in pairs[1:]] == [f"the sample 'x' has {count} pictures; a pair has one." for count in (2, 0)]
+
+
+def test_columns_of_another_trainer_are_not_taken_for_a_prepared_datasets(tmp_path):
+    row = {"id": "a caption", "images": "a.png", "messages": [{"role": "assistant", "content": "An answer."}]}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "theirs.parquet")
+    (_, (pair,)), *_ = all_of(PairTable([tmp_path / "theirs.parquet"], Columns("images", "id")))
+    assert (pair.image, pair.caption, pair.fault) == ("a.png", "a caption", "")
+    with pytest.raises(ConfigError, match="it has id, images, messages"):
+        PairTable([tmp_path / "theirs.parquet"], COLUMNS)

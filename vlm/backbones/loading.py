@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import nn
 
 from vlm.errors import WEIGHTS_REMEDY, CheckpointError, MissingPackageError
 
+LOADING = threading.RLock()  # held while a name of transformers is another one; a load may begin another load
 STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # what safetensors calls them
 
 
@@ -83,24 +85,25 @@ def _without_load_report() -> Iterator[None]:
 def _unmapped(dtype: torch.dtype | None) -> Iterator[None]:
     """Have tensors that change their type read one by one: pages of a mapped file would stay in memory beside the copies until the last one is made.
 
-    transformers maps every file, and has no setting for it. A file whose tensors are of the wanted type stays mapped: then nothing is copied at all.
+    transformers maps every file. Of its settings, `disable_mmap` reads whole files, and `state_dict` takes neither a folder nor a hub id; so its opener is
+    exchanged, in one thread at a time. A file whose tensors are of the wanted type stays mapped: then nothing is copied at all.
     """
-    library: Any = importlib.import_module("transformers.modeling_utils")
-    mapped = getattr(library, "safe_open", None)
-    if dtype is None or mapped is None:
+    if dtype is None:
         yield
         return
+    library: Any = importlib.import_module("transformers.modeling_utils")
 
     def opened(file: Any, *arguments: Any, **options: Any) -> Any:
         if options.get("backend") == "mmap" and _converts(file, dtype):
             options["backend"] = "pread"
         return mapped(file, *arguments, **options)
 
-    library.safe_open = opened
-    try:
-        yield
-    finally:
-        library.safe_open = mapped
+    with LOADING:
+        mapped, library.safe_open = library.safe_open, opened
+        try:
+            yield
+        finally:
+            library.safe_open = mapped
 
 
 def _converts(file: Any, dtype: torch.dtype) -> bool:

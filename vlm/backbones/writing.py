@@ -57,8 +57,9 @@ def new_folder(out: Path, *, num_bytes: int = 0) -> Iterator[Path]:
         building.mkdir(parents=True)
         refuse_full_disk(building, num_bytes)
         yield building
-        for path in building.rglob("*.safetensors"):
-            path.chmod(new_file_mode(building))  # written by a library
+        mode = new_file_mode(building)
+        for path in building.rglob("*.safetensors"):  # those that a library wrote
+            path.chmod(mode)
         building.rename(out)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{out} could not be written: {' '.join(str(error).split())[:300]}. Free space, or name another folder.") from error

@@ -3,7 +3,6 @@
 Knows neither where scores come from nor what is done with them.
 """
 
-import difflib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +13,10 @@ from jaxtyping import Float
 
 from vlm.color.colors import UW71, Colors, delta_e, open_colors
 from vlm.color.files import csv_text, read_rows
-from vlm.errors import DataFormatError
+from vlm.errors import DataFormatError, listed, nearest
 
 UW71_RATINGS = Path(__file__).parent / "uw71" / "human_ratings_70x71.csv"
+MOST_LISTED = 80  # concepts in a message
 MOST = 1e100  # what sums of squares still hold
 NEIGHBORS = 4  # rated colors that the rating of another color is interpolated from
 
@@ -53,10 +53,11 @@ class Associations:
         rows = [row for row in map(self.row_of, concepts) if row is not None]
         if len(rows) < len(concepts):
             missing = next(one for one in concepts if self.row_of(one) is None)
-            near = difflib.get_close_matches(_plain(missing), self.concepts, n=3)
+            near = nearest(_plain(missing), self.concepts)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            listed = ", ".join(self.concepts[:80])
-            raise DataFormatError(f"No concept of {self.source} is called {missing!r}.{hint} There are {len(self.concepts)}: {listed}.")
+            raise DataFormatError(
+                f"No concept of {self.source} is called {missing!r}.{hint} There are {len(self.concepts)}: {listed(self.concepts, MOST_LISTED)}."
+            )
         return replace(self, concepts=tuple(self.concepts[row] for row in rows), values=self.values[rows])
 
     def at(self, colors: Sequence[str]) -> "Associations":

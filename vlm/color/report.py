@@ -18,6 +18,7 @@ from vlm.color.layout import Prediction
 from vlm.color.metrics import WORDS, Scores, aligned, normalized_scores, raw_scores, scipy_module, unrated, varies, with_others
 from vlm.color.prompts import ABSTRACT, NAMES_STYLE, OBJECTS
 from vlm.color.study import NameCheck, check_names, severe_underestimates
+from vlm.errors import listed
 from vlm.pages import filled
 
 LINES = ("#3b82c4", "#e07b39", "#3fa06f", "#c2528b", "#8b6fd0", "#a88a2c", "#3aa5b0", "#c9504c")  # read on white and on dark gray
@@ -55,14 +56,10 @@ class Compared:
         """What a reader of the means must know: which concepts are not in them, and which make a mean undefined."""
         notes = []
         if self.unrated:
-            notes.append(f"{self.label}: nobody rated {_listed(self.unrated)}; left out.")
+            notes.append(f"{self.label}: nobody rated {listed(self.unrated)}; left out.")
         if undefined := self.raw.undefined():
-            notes.append(f"{self.label}: no correlation, and so no mean, because all values are equal for {_listed(undefined)}.")
+            notes.append(f"{self.label}: no correlation, and so no mean, because all values are equal for {listed(undefined)}.")
         return notes
-
-
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def compare(prediction: Prediction, ratings: Associations, colors: Colors, *, method: str = "min-shift", scale: float | None = None) -> Compared:

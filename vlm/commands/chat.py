@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from vlm.conf.cli import Positional, Repeated, parse
+from vlm.conf.sources import sources_of
 
 if TYPE_CHECKING:
     from vlm.models.sampling import Sampling
@@ -68,8 +69,7 @@ def main(argv: Sequence[str]) -> None:
     rules = FetchRules(allow_private=arguments.allow_private)
     pictures = [(name, open_picture(name, rules)) for name in arguments.image]
     sampling = _sampling(arguments)
-    sources = {name: getattr(arguments, name) for name in ("vision_source", "language_source") if getattr(arguments, name)}
-    model = open_model(arguments.run, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root, **sources)
+    model = open_model(arguments.run, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root, **sources_of(arguments))
     conversation = Conversation(model, sampling=sampling, system=arguments.system)
     if arguments.check:
         print(model.check_image_use())

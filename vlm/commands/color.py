@@ -12,6 +12,7 @@ from vlm.color.prompts import NAMES_STYLE
 from vlm.commands import color_palette
 from vlm.commands.terminal import show_table
 from vlm.conf.cli import Positional, Repeated, parse
+from vlm.conf.sources import sources_of
 from vlm.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -60,11 +61,6 @@ class RunArguments:
     def styles(self) -> tuple[int, ...]:
         """The styles, each once."""
         return tuple(dict.fromkeys(self.prompt_style or (1,)))
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """Where the weights are, for `open_dual`."""
-        return {f"{side}_source": source for side, source in (("image", self.image_source), ("text", self.text_source)) if source}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +128,7 @@ def check_request(arguments: RunArguments) -> None:
     """
     if not arguments.model:
         raise ConfigError("Say which model: --model NAME, once for each.")
-    if arguments.sources and len(arguments.model) > 1:
+    if sources_of(arguments) and len(arguments.model) > 1:
         raise ConfigError("--image-source and --text-source are of one model: name one --model, and run the others by themselves.")
     if arguments.concepts is not None and set(arguments.styles) == {NAMES_STYLE}:
         raise ConfigError("Style 5 asks for names of colors and for no concepts: give them with --color-names instead of --concepts.")
@@ -160,7 +156,7 @@ def run(arguments: RunArguments, load: Callable[..., Any]) -> None:
     prompts = [make_prompts(style, names if style == NAMES_STYLE else concepts) for style in arguments.styles]
     said: set[Path] = set()
     for name in distinct_models(arguments.model):
-        model = load(name, arguments.device, arguments.precision, **arguments.sources)
+        model = load(name, arguments.device, arguments.precision, **sources_of(arguments))
         for own in prompts:
             inputs = write_inputs(arguments.out, own, colors)
             answer = write_answer(arguments.out, name, own, ask(model, own, colors, name=name), colors=arguments.colors)

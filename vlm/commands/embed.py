@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vlm.conf.cli import Positional, find_preset, parse
 from vlm.conf.contrastive import ContrastiveConfig, ContrastiveStage
+from vlm.conf.sources import sources_of
 from vlm.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -44,11 +45,6 @@ class Options:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"--batch-size is at least 1; got {self.batch_size}.")
-
-    @property
-    def sources(self) -> dict[str, Any]:
-        """Other places of the encoders' weights, for `open_dual`."""
-        return {name: getattr(self, name) for name in ("image_source", "text_source") if getattr(self, name)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,4 +117,4 @@ def config_of(options: Options) -> ContrastiveConfig:
         raise ConfigError(
             f"{options.model} is a preset of a model that answers. Name a contrastive one (`vlm list presets`), a run or a published pair."
         )
-    return replace(preset, model=replace(preset.model, **options.sources))
+    return replace(preset, model=replace(preset.model, **sources_of(options)))

@@ -126,7 +126,7 @@ def main(argv: Sequence[str], *, load: "Callable[[str], Embedder] | None" = None
     arguments = parse(kind, rest, prog=f"vlm evaluate {name}", description=SUBCOMMANDS[name])
     if not arguments.model:
         raise ConfigError("Say which model: --model NAME, once for each.")
-    sources = evaluate_answers.sources_of(arguments, ("image_source", "text_source"))
+    sources = evaluate_answers.sources_of_one(arguments)
     run(arguments, load or partial(load_embedder, device=arguments.device, precision=arguments.precision, **sources))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vlm.commands.evaluate_overlap import TrainingData, overlap_notes
 from vlm.conf.cli import Positional, Repeated, parse
+from vlm.conf.sources import sources_of
 from vlm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ BENCHMARKS = {  # names of `vlm.data.questions`, written down so that the help l
     "mmmu": "MMMU: multiple choice and open questions.",
     "questions": "Your own rows with answers or options, or any dataset that training reads.",
 }
-
-TOWERS = ("vision_source", "language_source")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +85,16 @@ class Arguments(TrainingData):
                 raise ConfigError(f"--{name.replace('_', '-')} is at least 1; got {value}.")
 
 
-def sources_of(arguments: Any, names: Sequence[str]) -> dict[str, str]:
+def sources_of_one(arguments: Any) -> dict[str, str]:
     """Other places of a model's towers, as far as they are given.
 
     Args:
         arguments: Those of the command, with `model` among them.
-        names: Which of them are places of towers.
 
     Raises:
         ConfigError: If they would be those of several models.
     """
-    sources = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
+    sources = sources_of(arguments)
     if sources and len(arguments.model) > 1:
         raise ConfigError(
             f"--{next(iter(sources)).replace('_', '-')} is for one --model; got {len(arguments.model)}. Evaluate them one after the other."
@@ -123,7 +121,7 @@ def find_contender(name: str, arguments: Arguments, world: "World") -> "Contende
     folder = find_checkpoint(name, run_root=arguments.run_root)
     if not isinstance(read_manifest(folder).config, VisionLanguageConfig):
         raise CheckpointError(f"{name} is a dual encoder, which answers no questions. Measure it with `vlm evaluate zero-shot` or `retrieval`.")
-    sources = sources_of(arguments, TOWERS)
+    sources = sources_of_one(arguments)
     precision = choose_precision(arguments.precision, world.device)
     files = {f"{file} sha256": file_sha256(folder / file) for file in (MODEL, WEIGHTS) if world.is_main and (folder / file).is_file()}
 
@@ -138,7 +136,7 @@ def main(benchmark: str, argv: Sequence[str], *, find: Find = find_contender) ->
     arguments = parse(Arguments, argv, prog=f"vlm evaluate {benchmark}", description=BENCHMARKS[benchmark])
     if not arguments.model:
         raise ConfigError("Say which model: --model RUN, once for each.")
-    sources_of(arguments, TOWERS)
+    sources_of_one(arguments)
     from vlm.data.questions import QUESTIONS
     from vlm.data.questions.base import Source, pictures_of, refuse_unusable
     from vlm.distributed.launch import launch
@@ -152,7 +150,9 @@ def main(benchmark: str, argv: Sequence[str], *, find: Find = find_contender) ->
     world = launch(arguments.device)
     contenders = [find(name, arguments, world) for name in arguments.model]
     refuse_equal_contenders(contenders)
-    trained = overlap_notes(arguments, arguments.model, pictures_of(data.questions), data_root=arguments.data_root) if world.is_main else []
+    trained: list[str] = []
+    if world.is_main:
+        trained = overlap_notes(arguments, arguments.model, pictures_of(data.questions), data_root=arguments.data_root, run_root=arguments.run_root)
     evaluate(benchmark, arguments, whole, data, settings, contenders, world, trained)
 
 

@@ -24,7 +24,9 @@ class TrainingData:
     """Compare decoded pixels with those of --trained-on instead of the files' bytes; reads all training pictures."""
 
 
-def overlap_notes(data: TrainingData, models: Sequence[str], pictures: "Sequence[Picture]", *, data_root: Path) -> list[str]:
+def overlap_notes(
+    data: TrainingData, models: Sequence[str], pictures: "Sequence[Picture]", *, data_root: Path, run_root: Path = Path("runs")
+) -> list[str]:
     """What the report says of pictures that were trained on.
 
     Args:
@@ -32,6 +34,7 @@ def overlap_notes(data: TrainingData, models: Sequence[str], pictures: "Sequence
         models: Names of the models; the checkpoints of heads know what they were trained on.
         pictures: Those that are evaluated.
         data_root: Folder of the prepared datasets.
+        run_root: Folder of the run folders.
 
     Raises:
         ConfigError: If there are such pictures, without --allow-overlap.
@@ -39,7 +42,7 @@ def overlap_notes(data: TrainingData, models: Sequence[str], pictures: "Sequence
     from vlm.evaluate.overlap import compare
 
     specs, notes = dict.fromkeys(data.trained_on), []
-    specs |= dict.fromkeys(spec for name in models for spec in trained_on(name))
+    specs |= dict.fromkeys(spec for name in models for spec in trained_on(name, run_root=run_root))
     if not specs:
         if data.allow_overlap or data.hash_pixels:
             raise ConfigError("--allow-overlap and --hash-pixels are about training data: name it with --trained-on.")
@@ -69,11 +72,11 @@ def _pictures(spec: str, data_root: Path) -> "Sequence[Picture]":
         return open_captioned(spec, data_root=data_root).pictures
 
 
-def trained_on(name: str) -> list[str]:
+def trained_on(name: str, *, run_root: Path = Path("runs")) -> list[str]:
     """The datasets that a run's heads were trained on, as its checkpoint says; none for a published pair, whose data nobody can name."""
     from vlm.models.checkpoint import find_checkpoint, read_manifest
 
     try:
-        return list(read_manifest(find_checkpoint(name)).trained_on)
+        return list(read_manifest(find_checkpoint(name, run_root=run_root)).trained_on)
     except VLMError:
         return []

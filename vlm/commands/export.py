@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from vlm.conf.cli import Positional, parse
+from vlm.conf.sources import sources_of
 from vlm.errors import UnknownNameError
 
 SUBCOMMANDS = {
@@ -93,8 +94,7 @@ def dual(arguments: DualArguments) -> None:
     from vlm.models.open import open_dual
 
     refuse_existing(arguments.out)
-    sources = {name: getattr(arguments, name) for name in ("image_source", "text_source") if getattr(arguments, name)}
-    model = open_dual(arguments.name, device="cpu", precision="fp32", run_root=arguments.run_root, **sources)
+    model = open_dual(arguments.name, device="cpu", precision="fp32", run_root=arguments.run_root, **sources_of(arguments))
     done = export_dual(model, arguments.out, format=arguments.format)
     print("\n".join([f"format {done.format}", *done.parity.lines(), *done.notes, str(arguments.out)]))
 
@@ -131,6 +131,5 @@ def _answerer(arguments: AnswererArguments) -> tuple[Any, Path, Any]:
 
     refuse_existing(arguments.out)
     folder = checkpoint.find_checkpoint(arguments.name, run_root=arguments.run_root)
-    sources = {name: getattr(arguments, name) for name in ("vision_source", "language_source") if getattr(arguments, name)}
-    model = checkpoint.load(folder, precision="fp32", sources=sources)
+    model = checkpoint.load(folder, precision="fp32", sources=sources_of(arguments))
     return model, folder, checkpoint.read_manifest(folder).config

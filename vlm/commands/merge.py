@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from vlm.conf.cli import Positional, parse
+from vlm.conf.sources import sources_of
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,7 @@ def main(argv: Sequence[str]) -> None:
     from vlm.models.merge import merge
 
     folder = find_checkpoint(arguments.run, run_root=arguments.run_root)
-    sources = {name: getattr(arguments, name) for name in ("vision_source", "language_source") if getattr(arguments, name)}
-    done = merge(folder, arguments.out, dtype=arguments.dtype, sources=sources)
+    done = merge(folder, arguments.out, dtype=arguments.dtype, sources=sources_of(arguments))
     print(f"merged {' and '.join(done.towers)}; largest difference of a logit {done.difference:.2g}, of {done.largest:.2g} at most")
     if done.rounding:
         print(f"stored in {arguments.dtype}, whose rounding changes a logit by up to {done.rounding:.2g}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from vlm.commands.embed import Options, config_of, encoders_of
 from vlm.conf.cli import Positional, Repeated, parse
+from vlm.conf.sources import sources_of
 from vlm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ def main(argv: Sequence[str]) -> None:
     asked = [load_image(path) for path in arguments.image]
     world = launch(arguments.device)
     cache, items = _gallery(arguments, world)
-    model = open_dual(arguments.model, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root, **arguments.sources).to(
-        world.device
-    )
+    model = open_dual(
+        arguments.model, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root, **sources_of(arguments)
+    ).to(world.device)
     _refuse_other_encoder(cache, model, arguments.model)
     queries = [*(Query(text=text) for text in arguments.text), *(Query(image=path) for path in arguments.image)]
     vectors = [model.encode_text(arguments.text)] if arguments.text else []

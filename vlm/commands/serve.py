@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from vlm.conf.cli import Positional, Repeated, parse
+from vlm.conf.sources import sources_of
 from vlm.errors import ConfigError, MissingPackageError
 
 log = logging.getLogger(__name__)
@@ -118,8 +119,7 @@ def _service(arguments: Arguments, limits: Any) -> Any:
     from vlm.models.sampling import Sampling
 
     default = Sampling(max_new_tokens=limits.max_new_tokens, temperature=arguments.temperature, top_p=arguments.top_p)
-    sources = {name: getattr(arguments, name) for name in ("vision_source", "language_source") if getattr(arguments, name)}
-    model = open_model(arguments.run, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root, **sources)
+    model = open_model(arguments.run, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root, **sources_of(arguments))
     fetch = fetch_from(arguments.allow_host, max_bytes=limits.max_body_bytes, allow_private=arguments.allow_private)
     return Service(model.eval(), _name(arguments), limits=limits, default=default, fetch=fetch)
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from vlm.errors import DataFormatError
+from vlm.errors import DataFormatError, UnknownNameError
 
 FORMAT_VERSION = 2  # of the prepared folder; version 1 had neither sizes of pictures nor details of dropped rows, and is still read
 MANIFEST = "manifest.json"
@@ -91,6 +91,17 @@ class Manifest:
         building = folder / f"{MANIFEST}.tmp"
         building.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
         building.replace(folder / MANIFEST)
+
+    def split_of(self, name: str = "") -> SplitFile:
+        """The file of a split; without a name of train, or of the only one.
+
+        Raises:
+            UnknownNameError: If there is no such split.
+        """
+        name = name or ("train" if "train" in self.splits or len(self.splits) > 1 else next(iter(self.splits)))
+        if name not in self.splits:
+            raise UnknownNameError(f"split of the dataset {self.name!r}", name, self.splits)
+        return self.splits[name]
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":

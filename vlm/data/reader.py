@@ -160,11 +160,7 @@ def _find_prepared(name: str, data_root: Path) -> Path:
 
 
 def _open_prepared(folder: Path, manifest: Manifest, split: str, *, origin: str) -> Part:
-    if not split:
-        split = "train" if "train" in manifest.splits or len(manifest.splits) > 1 else next(iter(manifest.splits))
-    if split not in manifest.splits:
-        raise UnknownNameError(f"split of the dataset {manifest.name!r}", split, manifest.splits)
-    entry = manifest.splits[split]
+    entry = manifest.split_of(split)
     path = folder / entry.file
 
     def unpack(building: Path) -> None:

@@ -1,5 +1,6 @@
 """A dual encoder in the format of another library: written, loaded there, compared, and removed again if it is not the same model."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,9 @@ def export_dual(model: DualEncoder, out: Path, *, format: str = AUTO) -> Exporte
         if not parity.is_equal:
             raise CheckpointError(f"The export to {chosen} is not equal to the model, so {out} was removed: {'; '.join(parity.lines())}.")
         places = (str(folder.resolve()), str(out.resolve())), (str(folder), str(out))
+        escaped = [(json.dumps(old)[1:-1], json.dumps(new)[1:-1]) for old, new in places]
         for path in folder.glob(CONFIG):  # which says where it lies
-            path.write_text(_replaced(path.read_text(encoding="utf-8"), places), encoding="utf-8")
+            path.write_text(_replaced(path.read_text(encoding="utf-8"), escaped), encoding="utf-8")
     return Exported(chosen, parity, tuple(_replaced(note, places) for note in foreign.notes))
 
 

@@ -3,7 +3,6 @@
 Knows nothing of optimizers or of how training goes on; finds runs by name.
 """
 
-import difflib
 import json
 import logging
 import shutil
@@ -22,9 +21,10 @@ from vlm.backbones.writing import write_tensors
 from vlm.conf.contrastive import DualEncoderConfig
 from vlm.conf.schema import LoRATowers, VisionLanguageConfig
 from vlm.conf.serialize import from_dict, to_dict
+from vlm.conf.sources import TOWERS
 from vlm.distributed.launch import choose_device, choose_precision
 from vlm.distributed.shard import place_of
-from vlm.errors import MOST_NAMES, CheckpointError, ConfigError
+from vlm.errors import MOST_NAMES, CheckpointError, ConfigError, listed, nearest
 from vlm.models.build import build
 from vlm.models.hub import fetch_checkpoint, is_hub_id
 from vlm.models.parameters import parameter_rows
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
-SOURCES = ("vision_source", "language_source")
 INSIDE = "hf:./"  # how `model.json` names a tower that lies in the checkpoint's own folder, so that the folder can be moved
 KINDS: dict[str, type] = {"vision-language": VisionLanguageConfig, "dual-encoder": DualEncoderConfig}
 
@@ -191,8 +190,8 @@ def load(folder: Path, *, precision: str, sources: dict[str, str] | None = None)
         ConfigError: If a source is of no tower: another setting would make another model of it.
         CheckpointError: If a tower is not the one that the checkpoint was trained with, or weights are missing.
     """
-    if unknown := sorted(set(sources or {}) - set(SOURCES)):
-        raise ConfigError(f"{unknown[0]!r} names no tower of a model that answers; give {' or '.join(SOURCES)}.")
+    if unknown := sorted(set(sources or {}) - set(TOWERS)):
+        raise ConfigError(f"{unknown[0]!r} names no tower of a model that answers; give {' or '.join(TOWERS)}.")
     manifest = read_manifest(folder)
     if not isinstance(manifest.config, VisionLanguageConfig):
         raise CheckpointError(f"{folder} is a dual encoder, not a model that answers. Measure it with `vlm evaluate`, or use vlm.load.")
@@ -327,6 +326,8 @@ def find_checkpoint(name: str | Path, *, run_root: Path = Path("runs")) -> Path:
         ConfigError: If nothing or more than one run answers to the name.
         CheckpointError: If the run has no checkpoint yet, or the hub does not give one.
     """
+    if not str(name):
+        raise ConfigError("The name of a model is empty. Give a run folder, a checkpoint folder, or a unique prefix of a run's name.")
     path = Path(name)
     if (path / MODEL).is_file():
         return path
@@ -342,11 +343,9 @@ def find_checkpoint(name: str | Path, *, run_root: Path = Path("runs")) -> Path:
 
 
 def _run_by_prefix(path: Path, run_root: Path) -> Path:
-    if not path.name:
-        raise ConfigError("The name of a model is empty. Give a run folder, a checkpoint folder, or a unique prefix of a run's name.")
     parent = path.parent if path.parent != Path() else run_root
     runs = sorted(folder for folder in parent.glob("*+*") if folder.is_dir())
-    matches = [folder for folder in runs if folder.name.startswith(path.name)]
+    matches = [folder for folder in runs if path.name and folder.name.startswith(path.name)]
     if len(matches) == 1:
         return matches[0]
     if not matches and path.is_dir():
@@ -355,15 +354,16 @@ def _run_by_prefix(path: Path, run_root: Path) -> Path:
             "another layout into a checkpoint with `vlm import` (`vlm import --help`)."
         )
     shown = [folder.name for folder in (matches or runs)]
-    listed = ", ".join(shown[:MOST_NAMES]) + (f" and {len(shown) - MOST_NAMES} more" if len(shown) > MOST_NAMES else "")
     problem = f"{len(matches)} runs begin with {path.name!r}" if matches else f"There is no run that begins with {path.name!r}"
-    raise ConfigError(f"{problem} in {parent}.{' Name one of them.' if matches else _nearest(path.name, shown)} Runs: {listed or 'none'}.")
+    raise ConfigError(
+        f"{problem} in {parent}.{' Name one of them.' if matches else _nearest(path.name, shown)} Runs: {listed(shown, MOST_NAMES) or 'none'}."
+    )
 
 
 def _nearest(name: str, runs: Sequence[str]) -> str:
     """The runs whose names, or as much of their beginnings as the name is long, are most like it: prefixes are allowed."""
     beginnings: dict[str, str] = {}
     for run in runs:
-        beginnings.setdefault(run[: len(name)].lower(), run)
-    near = difflib.get_close_matches(name.lower(), list(beginnings), n=3, cutoff=0.6)
-    return f" Did you mean {' or '.join(repr(beginnings[start]) for start in near)}?" if near else ""
+        beginnings.setdefault(run[: len(name)], run)
+    near = [beginnings[start] for start in nearest(name, beginnings)]
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -1,6 +1,5 @@
 """Any model by name, ready to be used: what a run trained, or a published pair of encoders."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from vlm.conf.contrastive import DualEncoderConfig, HeadConfig
 from vlm.conf.schema import VisionLanguageConfig
 from vlm.distributed.launch import choose_device, choose_precision
-from vlm.errors import CheckpointError, ConfigError, UnknownNameError, VLMError
+from vlm.errors import CheckpointError, ConfigError, UnknownNameError, VLMError, nearest
 from vlm.models import checkpoint
 from vlm.models.build import FROZEN_DTYPE
 from vlm.models.dual_build import PublishedPair, build_dual, build_pair, find_pair, pair_names
@@ -79,7 +78,7 @@ def _found(name: str | Path, run_root: Path) -> Path | PublishedPair:
         try:
             return find_pair(str(name))
         except UnknownNameError:
-            near = difflib.get_close_matches(str(name).lower(), pair_names(), n=3)
+            near = nearest(str(name), pair_names())
             if near and isinstance(error, ConfigError):
                 raise ConfigError(f"{error} Among published pairs, did you mean {' or '.join(near)}?") from None
             raise error from None

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int, UInt64
 
 from vlm.data.formats.base import is_url
 from vlm.data.image import load_image
-from vlm.errors import DataFormatError
+from vlm.errors import DataFormatError, listed
 from vlm.score.schema import INSIDE
 from vlm.score.scores import Scores
 from vlm.score.selection import NO_SCORE, Fate, Rules, Selection, is_kept, numbers
@@ -50,7 +50,7 @@ def curation_values(scores: Scores, rules: Rules, selection: Selection, *, image
     chosen = _choose(scores, selection, counted)
     cards = _cards(scores, {row for rows in chosen for row in rows}, _Shown(image_root, shrink))
     groups = [[cards[row] for row in rows] for rows in chosen]
-    names = ", ".join(map(str, scores.files[:3])) + (f" and {len(scores.files) - 3} more" if len(scores.files) > 3 else "")
+    names = listed(list(map(str, scores.files)), 3)
     return {
         "title": f"{selection.num_kept:,} of {scores.num_rows:,} pairs kept",
         "facts": [f"scores: {names}", f"kept pairs: {out}", f"better means: higher {rules.by}, then earlier"],

@@ -9,6 +9,7 @@ import torch
 from vlm import __version__
 from vlm.backbones.fingerprint import fingerprint
 from vlm.backbones.image import IMAGE
+from vlm.conf.sources import sources_of
 from vlm.data.fetched import Fetched
 from vlm.data.remote import FetchRules
 from vlm.models.dual_build import pair_names
@@ -75,8 +76,7 @@ def open_scoring_model(job: Job) -> DualEncoder:
     Raises:
         CheckpointError: If it cannot be loaded, or is a model that answers.
     """
-    sources = {f"{side}_source": source for side, source in (("image", job.image_source), ("text", job.text_source)) if source}
-    return open_dual(pair_of_source(job.model), device=job.device, precision=job.precision, run_root=job.run_root, **sources)
+    return open_dual(pair_of_source(job.model), device=job.device, precision=job.precision, run_root=job.run_root, **sources_of(job))
 
 
 def pair_of_source(name: str) -> str:

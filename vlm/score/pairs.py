@@ -1,6 +1,5 @@
 """The rows of pair tables, cut into parts of equal length; a row that cannot be used comes as one that says why. Reads tables, opens no picture."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,8 @@ from typing import Any
 from vlm.data.formats.pictures import DATA_URL, data_url_bytes
 from vlm.data.formats.sources import FILE_SUFFIXES, first_rows, numbered_rows, table_files
 from vlm.data.manifest import MANIFEST, Manifest
-from vlm.errors import ConfigError, DataFormatError, UnknownNameError
+from vlm.data.rows import schema as sample_schema
+from vlm.errors import ConfigError, DataFormatError, nearest
 from vlm.score.schema import INSIDE, pyarrow
 
 ROWS_LOOKED_AT = 100  # in search of the columns
@@ -184,8 +184,7 @@ def check_columns(path: Path, columns: Columns) -> None:
     options = {columns.image: "--image-col", columns.text: "--text-col", columns.refs: "--refs-col"}
     for name in columns.names:
         if name not in seen:
-            known = {str(column).lower(): column for column in seen}
-            near = [known[found] for found in difflib.get_close_matches(name.lower(), known, n=2)]
+            near = nearest(name, map(str, seen))
             hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
             raise ConfigError(
                 f"{path} has no column {name!r}; it has {', '.join(map(str, seen)) or 'none'}. {hint}Name it with {options.get(name, '--carry')}."
@@ -199,10 +198,11 @@ def _parquet_columns(path: Path) -> Sequence[str]:
         DataFormatError: If two have one name.
     """
     with _parquet_file(path) as table:
-        names = table.schema_arrow.names
+        columns = table.schema_arrow
+    names = columns.names
     if len(set(names)) < len(names):
         raise DataFormatError(f"{path} has two columns of one name: {', '.join(names)}. Rename one.")
-    return PAIR_COLUMNS if _holds_samples(names) else names
+    return PAIR_COLUMNS if _holds_samples(columns) else names
 
 
 def prepared_split(name: str) -> Path | None:
@@ -221,10 +221,7 @@ def prepared_split(name: str) -> Path | None:
         raise ConfigError(
             f"{base} is a mix of prepared datasets. Name them instead: {', '.join(str(folder.parent / part) for part in manifest.parts)}."
         )
-    split = split or ("train" if "train" in manifest.splits or len(manifest.splits) > 1 else next(iter(manifest.splits)))  # as training does
-    if split not in manifest.splits:
-        raise UnknownNameError(f"split of {base}", split, manifest.splits)
-    return folder / manifest.splits[split].file
+    return folder / manifest.split_of(split).file
 
 
 def _is_prepared(folder: Path) -> bool:
@@ -235,9 +232,10 @@ def _is_prepared(folder: Path) -> bool:
         return False
 
 
-def _holds_samples(columns: Sequence[str]) -> bool:
-    """True for the columns of a prepared dataset's file."""
-    return set(SAMPLE_COLUMNS) <= set(columns)
+def _holds_samples(table: Any) -> bool:
+    """True for the schema of a prepared dataset's file: other trainers' files have columns of these names, with messages of other fields."""
+    samples = sample_schema()
+    return all(name in table.names and table.field(name).type == samples.field(name).type for name in SAMPLE_COLUMNS)
 
 
 def _pair_of(row: Mapping[str, Any]) -> Mapping[str, Any] | DataFormatError:
@@ -364,7 +362,7 @@ def _parquet_values(path: Path, names: Sequence[str], first: int) -> Iterator[An
         groups = list(range(table.num_row_groups))
         while groups and first >= table.metadata.row_group(groups[0]).num_rows:
             first -= table.metadata.row_group(groups.pop(0)).num_rows
-        samples = _holds_samples(table.schema_arrow.names)
+        samples = _holds_samples(table.schema_arrow)
         known = SAMPLE_COLUMNS if samples else [name for name in names if name in table.schema_arrow.names]
         try:
             batches = table.iter_batches(batch_size=ROWS_A_BATCH, row_groups=groups, columns=known)

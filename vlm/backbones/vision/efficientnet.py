@@ -164,7 +164,6 @@ def renamed(published: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _convert(folder: Path) -> None:
-
     path = package_file(PACKAGE, PACKAGE_FILE, extra="demo")
     check_sha256(path, SHA256)
     write_tensors(renamed(torch.load(path, weights_only=True)), folder / "model.safetensors")

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vlm.errors import ConfigError, DataFormatError, MissingPackageError, UnknownNameError
+from vlm.errors import ConfigError, DataFormatError, MissingPackageError, UnknownNameError, listed
 
 PLACE = "{c}"
 _SHOTS = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
@@ -124,13 +124,13 @@ def read_names(path: Path, keys: Sequence[str]) -> tuple[str, ...]:
     if isinstance(found, dict):
         unknown, unnamed = [key for key in found if key not in keys], [key for key in keys if key not in found]
         if unknown:
-            raise DataFormatError(f"{path}: {unknown[0]!r} is no class of the data, whose classes are {_first(keys)}.")
+            raise DataFormatError(f"{path}: {unknown[0]!r} is no class of the data, whose classes are {listed(keys)}.")
         if unnamed:
-            raise DataFormatError(f"{path} has no name for {len(unnamed)} of {len(keys)} classes: {_first(unnamed)}.")
+            raise DataFormatError(f"{path} has no name for {len(unnamed)} of {len(keys)} classes: {listed(unnamed)}.")
         return tuple(found[key] for key in keys)
     if len(found) != len(keys):
         raise DataFormatError(
-            f"{path} has {len(found)} names, the data has {len(keys)} classes: {_first(keys)}. Give one name for each, in this order."
+            f"{path} has {len(found)} names, the data has {len(keys)} classes: {listed(keys)}. Give one name for each, in this order."
         )
     return tuple(found)
 
@@ -146,13 +146,9 @@ def refuse_equal_names(class_names: Sequence[str], *, where: Path) -> None:
     equal = [name for name, count in Counter(class_names).items() if count > 1]
     if equal:
         raise DataFormatError(
-            f"{where}: {len(equal)} name(s) stand for several classes, which no prompt can tell apart: {_first(equal)}. "
+            f"{where}: {len(equal)} name(s) stand for several classes, which no prompt can tell apart: {listed(equal)}. "
             "Merge the classes, or give each a name of its own with --names."
         )
-
-
-def _first(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _lines(path: Path) -> list[str]:

@@ -30,7 +30,6 @@ def create_app(service: Service, *, api_key: str = "") -> FastAPI:
         service: Who answers.
         api_key: What clients must send as `Authorization: Bearer ...` below `/v1`; empty for no key.
     """
-    started = int(time.time())
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -41,8 +40,15 @@ def create_app(service: Service, *, api_key: str = "") -> FastAPI:
     app.add_exception_handler(RequestError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(Exception, _failed)
+    _route_api(app, service, api_key)
+    _route_pages(app, service)
+    app.add_middleware(_Counted, metrics=service.metrics)
+    return app
 
-    itself = {"id": service.name, "object": "model", "created": started, "owned_by": "vlm"}
+
+def _route_api(app: FastAPI, service: Service, api_key: str) -> None:
+    """OpenAI's API."""
+    itself = {"id": service.name, "object": "model", "created": int(time.time()), "owned_by": "vlm"}
 
     async def models(request: Request) -> Response:
         _check_key(request, api_key)
@@ -57,6 +63,14 @@ def create_app(service: Service, *, api_key: str = "") -> FastAPI:
         _check_key(request, api_key)
         return await service.chat(request)
 
+    app.add_api_route("/v1/models", models, methods=["GET"])
+    app.add_api_route("/v1/models/{name:path}", one_model, methods=["GET"])  # a hub id has a slash
+    app.add_api_route("/v1/chat/completions", chat, methods=["POST"])
+
+
+def _route_pages(app: FastAPI, service: Service) -> None:
+    """What needs no key: the page, and what watches the server."""
+
     async def health() -> Response:
         return JSONResponse({"status": "ok", "model": service.name})
 
@@ -69,14 +83,9 @@ def create_app(service: Service, *, api_key: str = "") -> FastAPI:
     async def web() -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
 
-    app.add_api_route("/v1/models", models, methods=["GET"])
-    app.add_api_route("/v1/models/{name:path}", one_model, methods=["GET"])  # a hub id has a slash
-    app.add_api_route("/v1/chat/completions", chat, methods=["POST"])
     app.add_api_route("/health", health, methods=["GET", "HEAD"])
     app.add_api_route("/metrics", metrics, methods=["GET"])
     app.add_api_route("/", web, methods=["GET", "HEAD"])
-    app.add_middleware(_Counted, metrics=service.metrics)
-    return app
 
 
 def _check_key(request: Request, api_key: str) -> None:

@@ -1,5 +1,6 @@
 """LoRA adapters of foreign checkpoints: read as peft saved them, folded into a tower, or kept as an adapter of ours. Knows no format."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,7 @@ def merged(tensors: Mapping[str, Tensor], adapter: Mapping[str, Tensor], setting
 
 def in_memory(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Saved weights by the names that they have in a model, where adapters have names."""
-    named = {f".lora_{letter}.weight": f".lora_{letter}.default.weight" for letter in "AB"}
-    return {next((name.replace(old, new) for old, new in named.items() if name.endswith(old)), name): tensor for name, tensor in adapter.items()}
+    return {re.sub(r"(\.lora_[AB])\.weight$", r"\1.default.weight", name): tensor for name, tensor in adapter.items()}
 
 
 def kept(adapter: Mapping[str, Tensor], setting: Mapping[str, Any], config: Any, *, origin: Path) -> LoRAConfig:

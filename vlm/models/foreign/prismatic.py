@@ -202,8 +202,7 @@ def _language(
     """Fields of the config, the adapter's weights by our names, and its setting."""
     name = str(model["llm_backbone_id"])
     if "llm_backbone" not in modules:
-        _adapter_setting({}, None, lora_alpha, prompts, origin)
-        return frozen_language(name, sources, folder), {}, LoRAConfig()
+        return frozen_language(name, sources, folder), {}, _adapter_setting({}, None, lora_alpha, prompts, origin)
     tensors = modules["llm_backbone"]
     whole = tensors.take("llm.base_model.model.") or tensors.take("llm.")
     own, adapter = split_adapter(whole)
