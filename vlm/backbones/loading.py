@@ -88,10 +88,10 @@ def _unmapped(dtype: torch.dtype | None) -> Iterator[None]:
     transformers maps every file. Of its settings, `disable_mmap` reads whole files, and `state_dict` takes neither a folder nor a hub id; so its opener is
     exchanged, in one thread at a time. A file whose tensors are of the wanted type stays mapped: then nothing is copied at all.
     """
-    if dtype is None:
+    library: Any = importlib.import_module("transformers.modeling_utils") if dtype is not None else None
+    if dtype is None or not hasattr(library, "safe_open"):  # memory alone depends on it, so a transformers that opens files elsewhere is no error
         yield
         return
-    library: Any = importlib.import_module("transformers.modeling_utils")
 
     def opened(file: Any, *arguments: Any, **options: Any) -> Any:
         if options.get("backend") == "mmap" and _converts(file, dtype):
