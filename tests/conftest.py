@@ -1,4 +1,4 @@
-"""What every test starts from: no hub, the same number of threads everywhere, a fixed seed, and a way to start several processes."""
+"""What every test starts from: no hub, the same number of threads everywhere, a fixed seed, and ways to start several processes or load folders with code."""
 
 import os
 import signal
@@ -55,3 +55,16 @@ def torchrun(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return run
+
+
+@pytest.fixture
+def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where transformers copies the code of an exported folder to."""
+    from transformers import dynamic_module_utils
+
+    folder = tmp_path / "modules"
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)  # from the folder of another test
+    monkeypatch.setattr(sys, "path", list(sys.path))  # to which transformers adds this one
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(folder))
+    return folder

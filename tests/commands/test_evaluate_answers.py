@@ -56,6 +56,80 @@ def test_two_models_side_by_side_in_a_table_a_page_and_files_of_predictions(rows
     assert not (folder / ".lock").exists() and not (folder / "red" / "submission.json").exists()
 
 
+def annotated(answer):
+    return [{"answer": answer, "answer_confidence": "yes", "answer_id": i} for i in range(1, 11)]
+
+
+COCO = {
+    "images": [{"id": 42, "file_name": "COCO_val2014_000000000042.jpg"}],
+    "annotations": [{"id": 1, "image_id": 42, "caption": "A dog on a red mat"}],
+}
+TEXTVQA = {"data": [{"question_id": 1, "question": "What?", "image_id": "a1", "answers": ["red"] * 10}]}
+ROSETTA = {"data": [{"image_id": "a1", "ocr_tokens": ["NOKIA"]}]}
+PROBLEM = {"question": "Which?", "choices": ["red", "blue"], "answer": 0, "hint": "", "image": "image.png", "subject": "natural science"}
+MMMU = {"id": "validation_Art_1", "question": "<image 1>?", "options": "[]", "answer": "red", "question_type": "open", "image_1": "a.png"}
+CHOICE = MMMU | {"id": "validation_Art_2", "options": "['green', 'red']", "answer": "B"}
+PUBLISHED = {  # files by name; the data; where the picture lies; a part of the prompt; an answer that is wholly right; a metric
+    "vqav2": (
+        {
+            "v2_OpenEnded_mscoco_val2014_questions.json": {"questions": [{"question_id": 7, "image_id": 42, "question": "Color?"}]},
+            "v2_mscoco_val2014_annotations.json": {
+                "annotations": [{"question_id": 7, "image_id": 42, "answer_type": "other", "answers": annotated("red")}]
+            },
+        },
+        ".",
+        "val2014/COCO_val2014_000000000042.jpg",
+        "Color?\nAnswer the question using a single word or phrase.",
+        "Red.",
+        "accuracy",
+    ),
+    "textvqa": ({"TextVQA_0.5.1_val.json": TEXTVQA}, ".", "train_images/a1.jpg", "What?\nAnswer the question", "a red", "accuracy"),
+    "textvqa-ocr": (
+        {"TextVQA_0.5.1_val.json": TEXTVQA, "TextVQA_Rosetta_OCR_v0.2_val.json": ROSETTA},
+        ".",
+        "train_images/a1.jpg",
+        "What?\nReference OCR token: NOKIA\nAnswer the question",
+        "red",
+        "accuracy",
+    ),
+    "captions": (
+        {"captions_val2014.json": COCO},
+        "captions_val2014.json",
+        "val2014/COCO_val2014_000000000042.jpg",
+        "Provide a one-sentence caption",
+        "A dog, on a red mat.",
+        "bleu4",
+    ),
+    "scienceqa": (
+        {"problems.json": {"1": PROBLEM}, "pid_splits.json": {"test": ["1"]}},
+        ".",
+        "images/test/1/image.png",
+        "Which?\nA. red\nB. blue\nAnswer with the option's letter",
+        "A. red",
+        "accuracy",
+    ),
+    "mmmu": ({"rows.json": [MMMU, CHOICE]}, "rows.json", "a.png", "<image>?\n\n(A) green\n(B) red\n\nAnswer", "The answer is (B) red", "accuracy"),
+}
+
+
+@pytest.mark.parametrize("benchmark", PUBLISHED)
+def test_each_benchmark_goes_from_its_published_files_to_numbers(benchmark, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files, data, place, wording, said, metric = PUBLISHED[benchmark]
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / place)
+    say = contender("m", ColorAnswerer(says=lambda image: said))
+    main(benchmark, [data, "--model", "m", "--resamples", "2", "--out", "out"], find=lambda *_: say)
+    result = json.loads((tmp_path / "out" / "details.json").read_text(encoding="utf-8"))["models"]["m"]
+    assert result["metrics"][metric]["value"] == pytest.approx(1)
+    prompts = [json.loads(line)["prompt"] for line in (tmp_path / "out" / "m" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert wording in prompts[-1]
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert (tmp_path / "out" / "m" / "submission.json").is_file() == (benchmark != "scienceqa")
+
+
 def test_a_limit_and_a_prompt_of_ones_own_are_said(rows, capsys):
     line = ["mine.jsonl", "--model", "color", "--limit", "2", "--prompt", r"{question}\nOne word.", "--out", "out", "--resamples", "5"]
     main("questions", line, find=find)

@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import vlm
 from vlm.__main__ import main
+from vlm.conf.schema import VisionLanguageConfig
+from vlm.models import checkpoint
+from vlm.models.build import build
 
 
 @pytest.fixture
@@ -41,6 +45,27 @@ def test_hf_folder_has_a_card_and_opens_in_transformers(run, tmp_path, capsys):
     assert len({path.stat().st_mode for path in (tmp_path / "mine").iterdir()}) == 1  # weights are as readable as the rest
     LlavaForConditionalGeneration.from_pretrained(tmp_path / "mine")
     AutoProcessor.from_pretrained(tmp_path / "mine")
+
+
+def test_what_llava_cannot_say_is_refused_and_kept_or_written_with_code_by_the_flags(own_modules, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = VisionLanguageConfig(vision="tiny-siglip", language="tiny-phi", connector="mlp2x-gelu")
+    model = build(config, precision="fp32", trained=("connector", "language"))
+    torch.nn.init.constant_(model.language.model.lm_head.bias, 0.25)
+    checkpoint.save(model, config, tmp_path / "phi")
+    assert main(["export", "hf", "phi", "stock"]) == 2
+    refused = capsys.readouterr().err
+    assert "the language model's head has a bias (largest value 0.25), and LLaVA's has none" in refused
+    assert "`--with-code` writes a folder" in refused and "`--allow-lossy` keeps the difference and says how large it is." in refused
+    assert not (tmp_path / "stock").exists()
+    assert main(["export", "hf", "phi", "stock", "--allow-lossy"]) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    assert "logits differ by up to 0.25" in first and any("head has a bias" in line for line in others)
+    assert json.loads((tmp_path / "stock" / "config.json").read_text())["model_type"] == "llava"
+    assert main(["export", "hf", "phi", "coded", "--with-code"]) == 0
+    assert "32 of 32 greedy tokens are equal" in capsys.readouterr().out.splitlines()[0]
+    assert "AutoModelForImageTextToText" in json.loads((tmp_path / "coded" / "config.json").read_text())["auto_map"]
+    assert "trust_remote_code=True" in (tmp_path / "coded" / "README.md").read_text(encoding="utf-8")
 
 
 def test_gguf_writes_two_files(run, tmp_path, capsys):

@@ -1,8 +1,6 @@
-"""Tiny models that answer, for exports; code of exported folders goes to a folder of the test."""
+"""Tiny models that answer, for exports."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,16 +30,3 @@ def answerer() -> Callable[..., VisionLanguageModel]:
         return model
 
     return make
-
-
-@pytest.fixture
-def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where transformers copies the code of an exported folder to."""
-    from transformers import dynamic_module_utils
-
-    folder = tmp_path / "modules"
-    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
-        monkeypatch.delitem(sys.modules, name)  # from the folder of another test
-    monkeypatch.setattr(sys, "path", list(sys.path))  # to which transformers adds this one
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(folder))
-    return folder

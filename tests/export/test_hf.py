@@ -9,6 +9,7 @@ from transformers import AutoProcessor, AutoTokenizer, GenerationConfig, LlavaFo
 
 from vlm.errors import CheckpointError, ConfigError
 from vlm.export import hf
+from vlm.export.answers_parity import AnswerParity
 from vlm.export.hf import export_hf
 from vlm.export.parity import picture
 from vlm.models.generate import ask, generate
@@ -29,7 +30,31 @@ def test_export_is_the_model(answerer, tmp_path, vision, language, connector, ot
     done = export_hf(answerer(vision, language, connector, **others), tmp_path / "out")
     assert done.parity.is_equal
     assert done.parity.pixels["pil"] == done.parity.picture["pil"] == 0
-    assert "image processor pil: pixel values differ by up to 0" in done.lines()[-1 if not done.notes else 2]
+    assert done.lines()[1].startswith("image processor torchvision: pixel values differ by up to ") and done.parity.pixels["torchvision"] < 0.1
+    assert done.lines()[2] == "image processor pil: pixel values differ by up to 0, logits by 0"
+
+
+@pytest.mark.parametrize(
+    ("largest", "logits", "tokens", "equal"),
+    [(40.0, 0.00399, 32, True), (40.0, 0.00401, 32, False), (0.5, 0.000099, 32, True), (0.5, 0.000101, 32, False), (40.0, 0.0, 31, False)],
+)
+def test_logits_may_differ_by_a_ten_thousandth_of_the_largest_or_of_one_and_tokens_not_at_all(
+    answerer, tmp_path, monkeypatch, largest, logits, tokens, equal
+):
+    measured = AnswerParity(prompts=True, ids=True, logits=logits, largest=largest, tokens=tokens, num_prompts=2, pixels={}, picture={})
+    assert measured.is_equal is equal
+    monkeypatch.setattr(hf, "compare", lambda *_: measured)
+    if equal:
+        assert export_hf(answerer(), tmp_path / "out").parity is measured
+    else:
+        with pytest.raises(CheckpointError, match=rf"is not equal to the model.*differ by up to {logits:.2g} .*{tokens} of 32 greedy tokens"):
+            export_hf(answerer(), tmp_path / "out")
+    assert (tmp_path / "out").exists() is equal
+
+
+@pytest.mark.parametrize("logits", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_not_equal(logits):
+    assert not AnswerParity(prompts=True, ids=True, logits=logits, largest=1.0, tokens=32, num_prompts=2, pixels={}, picture={}).is_equal
 
 
 def test_answers_of_a_user_of_transformers_are_those_of_our_chat(answerer, tmp_path):

@@ -18,8 +18,9 @@ from vlm.models.vision_language import VisionLanguageModel
 from vlm.types import ChatBatch
 
 FAMILIES = sorted(SPECS)
-# SmolLM2 and Llama 3 are Llama's architecture with templates of their own
-TEMPLATED = [*({"language": name} for name in FAMILIES), *({"language": "tiny-llama", "template": name} for name in ("smollm2", "llama-3"))]
+# Llama 2, Llama 3 and SmolLM2 are Llama's architecture with templates of their own; base models are asked with `pure`
+LLAMAS = ("smollm2", "llama-3", "llama-3.1", "llama-2-chat", "pure")
+TEMPLATED = [*({"language": name} for name in FAMILIES), *({"language": "tiny-llama", "template": name} for name in LLAMAS)]
 
 
 @pytest.fixture(params=FAMILIES)

@@ -5,6 +5,9 @@ import torch
 from PIL import Image
 from plain_forward import plain_logits
 
+from vlm.backbones.language import LANGUAGE
+from vlm.backbones.loading import Load
+from vlm.backbones.vision import VISION
 from vlm.errors import CheckpointError
 from vlm.models.generate import ask
 
@@ -25,6 +28,17 @@ def test_a_black_and_a_white_picture_have_different_scores(compose, family):
 @pytest.mark.parametrize("vision", ["tiny-clip", "tiny-siglip", "tiny-dinov2", "tiny-fused"])
 def test_every_vision_backbone_tells_black_from_white(compose, vision):
     assert compose(vision=vision).check_image_use().logits > 1e-3
+
+
+@pytest.mark.parametrize(("vision", "language", "template"), [("tiny-clip", "tiny-phi3", "phi-3"), ("tiny-siglip", "tiny-llama", "pure")])
+def test_towers_from_folders_of_transformers_tell_black_from_white_as_the_named_ones_do(compose, tmp_path, vision, language, template):
+    tower, base = VISION[vision], LANGUAGE[language]
+    tower.build(tower, Load(None)).model.save_pretrained(str(tmp_path / "tower"))
+    base.build(base, Load(None)).save_pretrained(str(tmp_path / "base"))
+    base.tokenizer(base, None).save_pretrained(str(tmp_path / "base"))
+    opened = compose(vision=f"hf:{tmp_path / 'tower'}", language=f"hf:{tmp_path / 'base'}", template=template).check_image_use(QUESTION)
+    assert opened.logits > 1e-3
+    assert opened.logits == pytest.approx(compose(vision=vision, language=language, template=template).check_image_use(QUESTION).logits, rel=1e-3)
 
 
 def test_pictures_that_get_lost_are_noticed(compose, monkeypatch):

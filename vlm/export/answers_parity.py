@@ -87,7 +87,10 @@ class AnswerParity:
 
     @property
     def is_equal(self) -> bool:
-        """True if prompts and tokens are equal and logits differ by rounding; a NaN is not."""
+        """True if prompts and all tokens are equal, and no logit differs by more than TOLERANCE x max(1, largest logit); a NaN does.
+
+        fp32 rounds relative to the size of a value, so logits of 40 may differ by 4e-3, and those below 1 by 1e-4.
+        """
         return self.prompts and self.ids and self.logits <= TOLERANCE * max(1.0, self.largest) and self.tokens == NUM_TOKENS
 
     def lines(self) -> list[str]:

@@ -2,7 +2,9 @@
 
 import base64
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from tiny_server import data_url, picture
@@ -53,9 +55,15 @@ def page(browser, request):
     assert not faults
 
 
-def file_of(seed: int) -> dict:
-    content = base64.b64decode(data_url(picture(seed)).partition(",")[2])
-    return {"name": f"{seed}.png", "mimeType": "image/png", "buffer": content}
+def file_of(image: Image.Image) -> dict:
+    return {"name": "chosen.png", "mimeType": "image/png", "buffer": base64.b64decode(data_url(image).partition(",")[2])}
+
+
+def seen(page, path: Path, color: tuple[int, int, int]) -> tuple[int, int]:
+    """Of a screenshot, kept in the test's folder: how many colors it has, and how many pixels are of this one."""
+    page.screenshot(path=path)
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    return len(np.unique(pixels.reshape(-1, 3), axis=0)), int((np.abs(pixels - color).max(-1) < 4).sum())
 
 
 def wait_for(page, expression: str) -> None:
@@ -67,26 +75,32 @@ def wait_for(page, expression: str) -> None:
     raise AssertionError(f"never true: {expression}")
 
 
+PINK = (250, 20, 120)  # of no part of the page
 PHONE = {"viewport": {"width": 390, "height": 800}, "color_scheme": "dark", "is_mobile": True, "has_touch": True}
 
 
 @pytest.mark.parametrize(
     "page", [{"viewport": {"width": 1100, "height": 800}, "color_scheme": "light"}, PHONE], ids=["desktop", "phone"], indirect=True
 )
-def test_a_conversation_about_dropped_and_chosen_pictures(serve, model, page):
-    server = serve(max_new_tokens=8)
+def test_a_conversation_about_dropped_and_chosen_pictures(serve, model, page, tmp_path):
+    server, plain = serve(max_new_tokens=8), Image.new("RGB", (32, 32), PINK)
     page.goto(server.url)
     wait_for(page, "document.title === 'tiny'")
+    assert seen(page, tmp_path / "empty.png", PINK)[1] == 0
     page.evaluate(DROP, data_url(picture(1)))
     page.wait_for_selector("#tray img")
-    page.set_input_files("#files", [file_of(2)])
+    page.set_input_files("#files", [file_of(plain)])
     page.wait_for_selector("#tray figure:nth-child(2)")
+    colors, pink = seen(page, tmp_path / "attached.png", PINK)
+    assert colors > 100 and pink > 500
     page.fill("#words", "Which is red?")
     page.press("#words", "Enter")
     first = page.inner_text(".assistant:has(.note) >> nth=0").splitlines()
-    said = model.chat([picture(1), picture(2)], "Which is red?", max_new_tokens=8)
+    said = model.chat([picture(1), plain], "Which is red?", max_new_tokens=8)
     assert first[-1].startswith("8 tokens after ") and first[-1].endswith("cut at the longest answer")
     assert page.evaluate("messages.at(-1)") == {"role": "assistant", "content": said}
+    colors, pink = seen(page, tmp_path / "asked.png", PINK)
+    assert colors > 100 and pink > 500
     page.fill("#words", "And this?")
     page.click("#send")
     page.wait_for_selector(".assistant:has(.note) >> nth=1")
@@ -115,7 +129,7 @@ def test_an_answer_grows_and_can_be_stopped(serve, slow, page):
 
 def test_what_is_refused_is_said_and_can_be_sent_again(serve, page):
     page.goto(serve(api_key="secret", max_pixels=2_000).url)
-    page.set_input_files("#files", [file_of(1), file_of(2)])
+    page.set_input_files("#files", [file_of(picture(1)), file_of(picture(2))])
     page.wait_for_selector("#tray figure:nth-child(2)")
     page.fill("#words", "What color?")
     page.click("#send")

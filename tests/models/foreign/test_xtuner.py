@@ -82,6 +82,15 @@ def test_own_layout_of_a_projector_alone_needs_the_towers(parts, save, ours, squ
     compare(tiny, ours, done.folder, square, LLAMA_3)
 
 
+def test_projector_of_another_depth_than_its_config_says_is_refused(parts, save, tmp_path):
+    tiny = parts(layers=1)
+    save_base(tiny, tmp_path)
+    save_projector(tiny, save, tmp_path / "xtuner")
+    with pytest.raises(CheckpointError, match=r"projector has a projector of 1 layers, but its config\.json says 2\. Copy both"):
+        import_xtuner(tmp_path / "xtuner", tmp_path / "out", Sources(vision=str(tmp_path / "tower"), language=str(tmp_path / "base")))
+    assert not (tmp_path / "out").exists()
+
+
 def test_phi_3_opens_with_bos(parts, save, ours, square, tmp_path):
     tiny = parts("phi3", num_key_value_heads=2)
     path = tmp_path / "xtuner"

@@ -16,6 +16,7 @@ from vlm.evaluate.metrics.base import ACCURACY, Measure, Measured
 
 UNREAD = ""
 MARKS = ",.!?;:'"
+SCIENCEQA_LETTERS = "ABCDE"  # which LLaVA's script reads first, however many options a question has
 FEW_WORDS = 5  # MMMU looks for the text of options in longer answers only
 NUMBERS = (
     r"-?\b\d{1,3}(?:,\d{3})+\b",
@@ -26,10 +27,10 @@ INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answe
 
 
 def scienceqa_letter(answer: str, choices: Sequence[str], letters: Sequence[str]) -> str:
-    """LLaVA's rule: the letter alone, a letter with ". " behind it, or "The answer is B" with one more character, once."""
-    if answer in letters or (len(answer) >= 3 and answer[0] in letters and answer[1:3] == ". "):
-        return answer[0]
+    """LLaVA's rule: the letter alone, a letter with ". " behind it, or else "The answer is B" with one more character, once; a letter without option is none."""
     found = re.findall(r"The answer is ([A-Z]).", answer)  # any character behind it, as there
+    if answer[:1] in {*SCIENCEQA_LETTERS, *letters} and answer[1:3] in ("", ". "):
+        found = [answer[0]]
     return found[0] if len(found) == 1 and found[0] in letters else UNREAD
 
 

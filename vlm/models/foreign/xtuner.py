@@ -48,6 +48,7 @@ from vlm.models.foreign.towers import (
 
 TEMPLATES = ("llama-3", "xtuner-phi-3")  # by their end tokens
 DEFAULT_VISION = "openai/clip-vit-large-patch14-336"  # of every LLaVA that xtuner has published
+DEFAULT_DEPTH = 2  # ProjectorConfig of xtuner
 
 
 def import_xtuner(path: Path, out: Path, sources: Sources) -> Imported:
@@ -112,6 +113,9 @@ def _connector(folder: Path) -> tuple[str, dict[str, Tensor]]:
     tensors = Tensors(read_folder(folder), folder)
     name, state = sequential(tensors.take("model."), origin=folder, activation=ACTIVATIONS[act], bias=values.get("bias", True))
     tensors.finish()
+    depth, own = values.get("depth", DEFAULT_DEPTH), sum(key.endswith("weight") for key in state)
+    if own != depth:
+        raise CheckpointError(f"{folder} has a projector of {own} layers, but its config.json says {depth}. Copy both files again.")
     return name, state
 
 
