@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))))
     parser.add_argument("--repetitions", type=int, default=1)
     parser.add_argument("--rows", type=int, nargs="+", default=[], help="lengths of tables whose peak memory is measured, and nothing else")
+    parser.add_argument("--remember", type=int, default=65_536, help="of vlm score, with --rows")
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     settings = parser.parse_args()
@@ -139,6 +140,8 @@ def measured(settings: argparse.Namespace, way: str) -> dict[str, Any]:
         str(settings.plain),
         "--threads",
         str(settings.threads),
+        "--remember",
+        str(settings.remember),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(line, env=environment, stdout=subprocess.PIPE, check=True)
@@ -230,7 +233,7 @@ def long(settings: argparse.Namespace) -> dict[str, Any]:
     out, table = settings.folder / "long.parquet", settings.folder / "long.jsonl"
     line = ["score", "--pairs", str(table), "--out", str(out), "--model", "tiny-clip", "--precision", "fp32", "--device", "cpu", "--overwrite"]
     begin = time.perf_counter()
-    if code := vlm([*line, "--part-rows", "1000"]):
+    if code := vlm([*line, "--part-rows", "1000", "--remember", str(settings.remember)]):
         raise SystemExit(code)
     seconds = time.perf_counter() - begin
     with table.open("rb") as file:

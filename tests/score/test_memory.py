@@ -12,11 +12,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_twenty_times_the_rows_take_hardly_more_memory(tmp_path):
-    """Of the 0.03 GB more that they take, 38,000 remembered texts are most; rows that were all held, with their scores, would be another 0.06."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "score.py"), "--threads", "1", "--rows", "2000", "40000"]
+def test_ten_times_the_rows_take_hardly_more_memory(tmp_path):
+    """10,000 and 100,000 rows, beyond what is remembered: 0.008 GB more, measured; with the rows kept, without their scores, it was 0.040."""
+    benchmark = str(ROOT / "benchmarks" / "score.py")
+    command = [sys.executable, benchmark, "--threads", "1", "--remember", "2000", "--rows", "10000", "100000"]
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     short, long = json.loads(done.stdout.splitlines()[-1])["memory"]
-    assert (short["rows"], long["rows"]) == (2_000, 40_000)
-    assert long["peak_gb"] < short["peak_gb"] + 0.06
+    assert (short["rows"], long["rows"]) == (10_000, 100_000)
+    assert long["peak_gb"] < short["peak_gb"] + 0.025
