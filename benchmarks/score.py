@@ -1,11 +1,13 @@
 """How many pairs a second `vlm score` gives, beside the plain script: transformers' CLIP ViT-B/32, one pair at a time, fp32, gradients off.
 
     python benchmarks/score.py [--images 64] [--plain 40] [--threads 2] [--repetitions 1]
+    python benchmarks/score.py --rows 1000 100000 1000000      instead: the peak memory of the whole command on tables of these lengths
 
 Pictures are JPEG of 640x480 with five captions each, as COCO has them; weights are random, the size of the published ones. Every measurement runs in a
 process of its own, so that its peak of memory is its own: the plain script, `vlm score` in bf16 on five captions a picture, and on pairs that are all
 distinct. Each scores some rows before its clock starts. `ratio` is pairs a second over the plain script's on the same table, `ratio_distinct` that on
-distinct pairs. Before it is timed, the plain script's logits are compared with those of `vlm score` in fp32.
+distinct pairs. Before it is timed, the plain script's logits are compared with those of `vlm score` in fp32. The table of `--rows` is scored by the tiny
+CLIP: 500 pictures of 32x32, a caption of its own in each row, parts of 1,000 rows.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 
 CAPTIONS = 5  # a picture, as COCO has
+SMALL_PICTURES = 500  # of the tables of --rows
 WIDTH, HEIGHT = 640, 480
 WARM_UP = 32  # rows before the clock starts
 WORDS = (
@@ -36,6 +39,8 @@ def main() -> None:
     parser.add_argument("--plain", type=int, default=40, help="rows that the plain script is timed with")
     parser.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))))
     parser.add_argument("--repetitions", type=int, default=1)
+    parser.add_argument("--rows", type=int, nargs="+", default=[], help="lengths of tables whose peak memory is measured, and nothing else")
+    parser.add_argument("--remember", type=int, default=65_536, help="of vlm score, with --rows")
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     settings = parser.parse_args()
@@ -44,10 +49,13 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         settings.folder = Path(name)
+        if settings.rows:
+            print(json.dumps({"threads": settings.threads, "memory": memory_by_rows(settings)}))
+            return
         make_pairs(settings.folder, settings.images)
         make_model(settings.folder / "model")
         checked = measured(settings, "check")
-        found = {way: best(settings, way) for way in MEASUREMENTS if way != "check"}
+        found = {way: best(settings, way) for way in ("plain", "coco", "distinct")}
     for way, values in found.items():
         print(f"{way:9} {values['pairs_per_second']:8.1f} pairs/s  {values['peak_gb']:.2f} GB  {values['rows']} rows")
     plain = found["plain"]["pairs_per_second"]
@@ -74,6 +82,18 @@ def make_pairs(folder: Path, count: int) -> None:
 def caption(draw: np.random.Generator) -> str:
     """Eight to fourteen words: COCO's captions have 10.5 on average."""
     return " ".join(draw.choice(WORDS, size=draw.integers(8, 15))) + "."
+
+
+def make_long_table(folder: Path, count: int) -> None:
+    """`long.jsonl` with a caption of its own in each row, and its few small pictures."""
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for i in range(SMALL_PICTURES):
+        Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    with (folder / "long.jsonl").open("w", encoding="utf-8") as file:
+        for i in range(count):
+            file.write(json.dumps({"image": f"{i % SMALL_PICTURES}.png", "caption": f"Caption number {i}."}) + "\n")
 
 
 def write(path: Path, rows: list[dict[str, str]]) -> None:
@@ -120,10 +140,23 @@ def measured(settings: argparse.Namespace, way: str) -> dict[str, Any]:
         str(settings.plain),
         "--threads",
         str(settings.threads),
+        "--remember",
+        str(settings.remember),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(line, env=environment, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def memory_by_rows(settings: argparse.Namespace) -> list[dict[str, Any]]:
+    """What the command takes for each length of the table, a printed line each."""
+    print("| rows | peak memory | rows/s, start included |\n| --- | --- | --- |")
+    found = []
+    for count in settings.rows:
+        make_long_table(settings.folder, count)
+        found.append(measured(settings, "long"))
+        print(f"| {count:,} | {found[-1]['peak_gb']:.3f} GB | {found[-1]['pairs_per_second']:,.0f} |", flush=True)
+    return found
 
 
 def best(settings: argparse.Namespace, way: str) -> dict[str, Any]:
@@ -193,6 +226,20 @@ def ours(settings: argparse.Namespace, table: str) -> dict[str, Any]:
     return result(len(found), seconds)
 
 
+def long(settings: argparse.Namespace) -> dict[str, Any]:
+    """The command on the long table, timed from its line to its end."""
+    from vlm.__main__ import main as vlm
+
+    out, table = settings.folder / "long.parquet", settings.folder / "long.jsonl"
+    line = ["score", "--pairs", str(table), "--out", str(out), "--model", "tiny-clip", "--precision", "fp32", "--device", "cpu", "--overwrite"]
+    begin = time.perf_counter()
+    if code := vlm([*line, "--part-rows", "1000", "--remember", str(settings.remember)]):
+        raise SystemExit(code)
+    seconds = time.perf_counter() - begin
+    with table.open("rb") as file:
+        return result(sum(1 for _ in file), seconds)
+
+
 def check(settings: argparse.Namespace) -> dict[str, Any]:
     """The largest differences on ten rows: of logits, between the plain script with the processor of PIL and `vlm score` in fp32; of cosines, fp32 and bf16."""
     rows = rows_of(settings.folder / "coco.jsonl")[WARM_UP : WARM_UP + 10]
@@ -223,6 +270,7 @@ MEASUREMENTS = {
     "plain": plain,
     "coco": lambda settings: ours(settings, "coco.jsonl"),
     "distinct": lambda settings: ours(settings, "distinct.jsonl"),
+    "long": long,
 }
 
 

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,12 +8,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from captioned_squares import write_squares
 
+import vlm as vlm_package
 from vlm.__main__ import main as vlm
 from vlm.color.associations import UW71_RATINGS, read_ratings
+from vlm.color.colors import UW71, open_colors
 from vlm.color.prompts import CONCEPTS
+from vlm.color.study import MODELS
 from vlm.commands.color import main
 from vlm.errors import ConfigError, DataFormatError, UnknownNameError
+from vlm.models.dual_build import find_pair
+
+STUDY = {  # its models, by the names of its files: where the weights of both towers lie, and the side of a picture
+    "ViT-B/32": ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch32", 224),
+    "ViT-B/16": ("openai/clip-vit-base-patch16", "openai/clip-vit-base-patch16", 224),
+    "ViT-L/14": ("openai/clip-vit-large-patch14", "openai/clip-vit-large-patch14", 224),
+    "Microsoft/LLM2CLIP": (
+        "microsoft/LLM2CLIP-Openai-B-16",
+        "microsoft/LLM2CLIP-Openai-B-16+microsoft/LLM2CLIP-Llama-3-8B-Instruct-CC-Finetuned",
+        224,
+    ),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -73,8 +90,33 @@ def test_a_registered_dual_encoder_runs_without_a_hub():
 def test_models_of_the_study_are_looked_up_by_its_names(monkeypatch):
     asked = []
     monkeypatch.setattr("vlm.models.open.open_dual", lambda name, **options: asked.append((name, options)) or Colored())
-    main(["run", "--model", "ViT-B/16", "--model", "Microsoft/LLM2CLIP"])
-    assert [name for name, _ in asked] == ["clip-b16-224", "llm2clip-b16-224"] and asked[0][1] == {"device": "auto", "precision": "fp32"}
+    page = (Path(__file__).parents[2] / "docs" / "color.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([^`]+)`", re.search(r"the study's four by its names: (.*)\.\n", page)[1])
+    assert named == list(MODELS) == list(STUDY)
+    main(["run", *(word for name in named for word in ("--model", name))])
+    assert [options for _, options in asked] == [{"device": "auto", "precision": "fp32"}] * 4
+    pairs = [find_pair(name) for name, _ in asked]
+    assert [(pair.image.source, pair.text.source, pair.image.image_size) for pair in pairs] == list(STUDY.values())
+
+
+def test_a_run_that_was_trained_is_asked_and_analyzed(capsys):
+    write_squares(Path("squares"))
+    settings = ["--stage.global-batch-size", "4", "--stage.max-steps", "2", "--device", "cpu"]
+    assert vlm(["pretrain", "tiny-ape/align", "--stage.dataset", "squares/train.json", *settings]) == 0
+    run = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("runs/"))
+    assert vlm(["color", "run", "--model", run, "--prompt-style", "1", "--prompt-style", "4", "--prompt-style", "5", "--device", "cpu"]) == 0
+    details = [json.loads(path.read_text(encoding="utf-8")) for path in Path("runs/color/cosine_similarities").rglob("details.json")]
+    assert [one["model"] for one in details] == [run] * 3
+    dual = vlm_package.load(run, device="cpu", precision="fp32")
+    with next(Path("runs/color").rglob("test_1_scores/similarity_scores_df.txt")).open(encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    cosines = dual.similarity(open_colors(UW71).swatches()[:2], [f"The color of the image represents the word {row[0]}." for row in rows[1:]])
+    assert np.array([row[1:3] for row in rows[1:]], dtype=float) == pytest.approx(cosines.T.numpy(), abs=1e-5)
+    capsys.readouterr()
+    assert vlm(["color", "analyze"]) == 0
+    said = capsys.readouterr().out
+    assert f"{run}, style 1" in said and f"{run}, style 4" in said and f"{run}, style 5: names of colors" in said
+    assert len(list(Path("runs/color").rglob("normalized_metrics_df.txt"))) == 2
 
 
 def test_weights_that_cannot_be_had_are_one_line(capsys):

@@ -1,9 +1,10 @@
 """The command from its line to its file, alone and by several processes; what it says when a line cannot be."""
 
 import pytest
-from tiny_scores import rows_of, some_pairs
+from tiny_scores import picture, rows_of, some_pairs
 
 from vlm.__main__ import main as vlm
+from vlm.score.parts import read_facts
 
 TINY = ["--model", "tiny-clip", "--device", "cpu", "--precision", "fp32"]
 
@@ -35,6 +36,43 @@ def test_the_line_has_the_last_word_over_the_configuration_file(tmp_path, capsys
     assert "no-such-model" in capsys.readouterr().err
     assert vlm(["score", "--config", str(config), "--model", "tiny-clip", "--device", "cpu"]) == 0
     assert len(rows_of(tmp_path / "scores.parquet")) == 10
+
+
+@pytest.fixture
+def original(tmp_path):
+    """The original tool's configuration file, with pictures that are called after a part of their URL, and the URLs of its table."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    urls = [f"https://photos.example/of/{picture(photos / f'{i}.png', i).stem}/large.jpg" for i in range(5)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["url,caption", *(f"{url},Caption number {i}." for i, url in enumerate(urls))]), encoding="utf-8")
+    keys = {"csv_path": tmp_path / "pairs.csv", "image_path": photos, "use_cuda": "false", "pretrained_model": "tiny-clip", "img_resize": 800}
+    (tmp_path / "config.yaml").write_text("\n".join(f"{key}: {value}" for key, value in keys.items()), encoding="utf-8")
+    return tmp_path / "config.yaml", urls
+
+
+@pytest.mark.parametrize(
+    "flags, dtype, near",
+    [
+        (["--precision", "bf16"], "bfloat16", 0.02),
+        pytest.param(["--precision", "fp32", "--compile"], "float32", 1e-5, marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore")]),
+    ],
+    ids=["bf16", "compiled"],
+)
+def test_the_file_of_the_original_tool_is_scored_in_other_ways_nearly_as_in_fp32(original, tmp_path, capsys, caplog, flags, dtype, near):
+    config, urls = original
+    before, cosines = (tmp_path / "pairs.csv").read_bytes(), []
+    caplog.set_level("INFO", "vlm")
+    for settings in (["--precision", "fp32"], flags):
+        out = tmp_path / f"{len(cosines)}.parquet"
+        assert vlm(["score", "--config", str(config), "--out", str(out), *settings]) == 0
+        assert "5 rows, 5 ok." in capsys.readouterr().out
+        assert [row["image"] for row in rows_of(out)] == urls
+        cosines.append([row["cos"] for row in rows_of(out)])
+    assert read_facts(out)["settings"]["dtype"] == dtype
+    assert cosines[1] == pytest.approx(cosines[0], abs=near) and (dtype == "float32" or cosines[1] != cosines[0])
+    assert "img_resize 800 has no effect" in caplog.text
+    assert ("compiled both encoders" in caplog.text) == ("--compile" in flags)
+    assert (tmp_path / "pairs.csv").read_bytes() == before
 
 
 def test_an_estimate_writes_nothing(tmp_path, capsys):

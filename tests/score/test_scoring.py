@@ -1,7 +1,9 @@
 """Scores against transformers' own models, against one pair at a time, and by hand; each distinct picture and text is encoded once."""
 
 import math
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_pairs
@@ -11,6 +13,7 @@ from tiny_scores import job, json_lines, picture, rows_of, scored, some_pairs
 
 from vlm.backbones.image import IMAGE
 from vlm.backbones.text import TEXT
+from vlm.conf.contrastive import HeadConfig
 from vlm.models.open import open_dual
 from vlm.score.metrics import clipscore, refclipscore
 from vlm.score.opening import open_job
@@ -18,10 +21,11 @@ from vlm.score.scoring import MOST_REFERENCES
 from vlm.score.vectors import Remembered
 
 CAPTIONS = ["A caption.", "Another, longer caption of a picture.", "third", "A caption."]
+LONG = "A caption that goes on and on, for ever and ever. " * 20
 
 
-def table(folder: Path, **columns) -> Path:
-    rows = [{"image": picture(folder / f"{i}.png", i, (40 + 7 * i, 33)).name, "caption": text} for i, text in enumerate(CAPTIONS)]
+def table(folder: Path, captions: list[str] = CAPTIONS, **columns) -> Path:
+    rows = [{"image": picture(folder / f"{i}.png", i, (40 + 7 * i, 33)).name, "caption": text} for i, text in enumerate(captions)]
     return json_lines(folder / "pairs.jsonl", [row | {name: values[i] for name, values in columns.items()} for i, row in enumerate(rows)])
 
 
@@ -31,18 +35,62 @@ def scores(folder: Path, pairs: Path, **settings):
     return rows_of(out)
 
 
-def test_pairs_are_as_one_at_a_time_by_the_model_itself(tmp_path):
-    """`DualEncoder` on single pictures and texts, which its own tests compare with the published libraries."""
-    dual = open_dual("tiny-clip", device="cpu", precision="fp32")
-    found = scores(tmp_path, table(tmp_path))
+def open_clip_pair(folder: Path, monkeypatch: pytest.MonkeyPatch, **kind: Any) -> str:
+    """A tiny model of open_clip with weights in a file, by the name that `--model` takes."""
+    open_clip = pytest.importorskip("open_clip")
+    towers = {"vision_cfg": TINY_VIT, "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-vit", {"embed_dim": 12} | towers | kind)
+    torch.save(open_clip.create_model("tiny-vit").state_dict(), folder / "weights.pt")
+    return f"open-clip:tiny-vit:{folder / 'weights.pt'}"
+
+
+def trained_heads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A checkpoint of heads, as training writes it, with a scale and a bias of its own."""
+    dual = tiny_pairs.dual("clip", tiny_pairs.two_towers("clip", folder / "towers"), text_head=HeadConfig("ape", hidden_width=12), loss="siglip")
+    dual.save(folder / "heads")
+    return str(folder / "heads")
+
+
+TINY_VIT = {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16}
+TIMM = {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear"}
+EACH_KIND = {
+    "tiny-clip": lambda folder, monkeypatch: "tiny-clip",
+    "tiny-siglip": lambda folder, monkeypatch: "tiny-siglip",
+    "open_clip": open_clip_pair,
+    "open_clip, custom text": partial(open_clip_pair, custom_text=True),
+    "open_clip, timm": partial(open_clip_pair, custom_text=True, vision_cfg=TIMM, init_logit_bias=-10),
+    "LLM2CLIP": lambda folder, monkeypatch: tiny_pairs.llm2clip_pair(folder / "llm2clip", monkeypatch),
+    "trained heads": trained_heads,
+}
+
+
+@pytest.mark.parametrize("kind", EACH_KIND)
+def test_pairs_are_as_one_at_a_time_by_the_model_itself(tmp_path, monkeypatch, kind):
+    """`DualEncoder` on single pictures and texts, which its own tests compare with the published libraries. The last caption is longer than the model reads."""
+    name = EACH_KIND[kind](tmp_path, monkeypatch)
+    dual = open_dual(name, device="cpu", precision="fp32")
+    (scale, bias), captions = dual.logit_scale(), [*CAPTIONS, LONG]
+    found = scores(tmp_path, table(tmp_path, captions), model=name)
+    assert len({round(row["cos"], 4) for row in found}) == len(captions)
     for i, row in enumerate(found):
-        cos = float(dual.similarity([Image.open(tmp_path / f"{i}.png")], [CAPTIONS[i]]))
-        assert (row["row"], row["image"], row["caption"], row["status"], row["error"]) == (i, f"{i}.png", CAPTIONS[i], "ok", "")
+        cos = float(dual.similarity([Image.open(tmp_path / f"{i}.png")], [captions[i]]))
+        assert (row["row"], row["image"], row["caption"], row["status"], row["error"]) == (i, f"{i}.png", captions[i], "ok", "")
         assert row["cos"] == pytest.approx(cos, abs=1e-5)
-        assert row["logit"] == pytest.approx(cos / 0.07, abs=1e-4)
+        assert row["logit"] == pytest.approx(scale * cos + bias, abs=1e-3)
         assert row["clipscore"] == pytest.approx(2.5 * max(cos, 0), abs=1e-5)
-        assert (row["siglip_probability"], row["refclipscore"], row["truncated"]) == (None, None, False)
+        assert row["siglip_probability"] == (pytest.approx(1 / (1 + math.exp(-row["logit"])), abs=1e-6) if bias else None)
+        assert (row["refclipscore"], row["truncated"]) == (None, i == len(CAPTIONS))
+        assert row["truncated"] == (row["tokens"] > dual.text.max_length)
         assert (row["width"], row["height"]) == (40 + 7 * i, 33)
+
+
+def test_a_caption_that_is_cut_has_its_whole_count_of_tokens_and_the_score_of_what_is_read(tmp_path):
+    """tiny-clip reads 32 tokens, a byte each, between a beginning and an end."""
+    texts = ["x" * 29, "x" * 30, "x" * 31, "x" * 30 + "y" * 500, "x" * 500]
+    rows = scores(tmp_path, json_lines(tmp_path / "pairs.jsonl", [{"image": picture(tmp_path / "a.png", 0).name, "caption": text} for text in texts]))
+    assert [(row["tokens"], row["truncated"]) for row in rows] == [(31, False), (32, False), (33, True), (532, True), (502, True)]
+    assert [row["cos"] for row in rows[2:]] == pytest.approx([rows[1]["cos"]] * 3, abs=1e-6)
+    assert rows[0]["cos"] != pytest.approx(rows[1]["cos"], abs=1e-5)
 
 
 def test_the_probability_is_that_of_models_that_were_trained_with_sigmoids(tmp_path):
@@ -202,24 +250,3 @@ def test_logits_are_the_diagonal_of_transformers_own(tmp_path, name):
         expected = model(input_ids=ids, pixel_values=pixels).logits_per_image.diag()
     assert [row["logit"] for row in found] == pytest.approx(expected.tolist(), abs=1e-4)
     assert expected.std() > 0.1
-
-
-def test_a_checkpoint_of_heads_is_scored_with_its_own_scale_and_bias(tmp_path):
-    dual = tiny_pairs.dual("clip", tiny_pairs.two_towers("clip", tmp_path / "towers"), loss="siglip")
-    dual.save(tmp_path / "heads")
-    for i, row in enumerate(scores(tmp_path, table(tmp_path), model=str(tmp_path / "heads"))):
-        cos = float(dual.similarity([Image.open(tmp_path / f"{i}.png")], [CAPTIONS[i]]))
-        assert row["cos"] == pytest.approx(cos, abs=1e-5)
-        assert row["logit"] == pytest.approx(math.exp(2.5) * cos - 10, abs=1e-3)
-        assert row["siglip_probability"] == pytest.approx(1 / (1 + math.exp(-row["logit"])), abs=1e-6)
-
-
-def test_llm2clip_is_scored_as_the_model_itself_compares(tmp_path, monkeypatch):
-    """Its texts are read by a language model, in batches of several lengths, and told an instruction."""
-    name = tiny_pairs.llm2clip_pair(tmp_path / "llm2clip", monkeypatch)
-    dual = open_dual(name, device="cpu", precision="fp32")
-    for i, row in enumerate(scores(tmp_path, table(tmp_path), model=name)):
-        cos = float(dual.similarity([Image.open(tmp_path / f"{i}.png")], [CAPTIONS[i]]))
-        assert (row["status"], row["truncated"]) == ("ok", False)
-        assert row["cos"] == pytest.approx(cos, abs=1e-5)
-        assert row["logit"] == pytest.approx(math.exp(3.0) * cos, abs=1e-3)

@@ -8,8 +8,10 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vlm.data.remote import FetchError, FetchRules, fetch_bytes
 from vlm.errors import ConfigError
@@ -28,6 +30,7 @@ class Fetched:
         retries: Further attempts after a fault that may pass: a timeout, a broken connection, an overloaded server.
         pause: How it waits between attempts.
         fetch: How one attempt is made.
+        turns: What is held during an attempt: a semaphore of as many turns as there may be connections.
     """
 
     rules: FetchRules = field(default_factory=FetchRules)
@@ -35,6 +38,7 @@ class Fetched:
     retries: int = 2
     pause: Callable[[float], None] = time.sleep
     fetch: Callable[[str, FetchRules], bytes] = field(default=fetch_bytes)
+    turns: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
     def bytes_of(self, url: str) -> bytes:
         """The file behind a URL.
@@ -54,7 +58,8 @@ class Fetched:
     def _asked(self, url: str) -> bytes:
         for attempt in range(self.retries + 1):
             try:
-                return self.fetch(url, self.rules)
+                with self.turns:
+                    return self.fetch(url, self.rules)
             except FetchError as error:
                 if not error.passing or attempt == self.retries:
                     raise

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
 
 import torch
@@ -89,9 +90,8 @@ def scorer_of(job: Job, model: DualEncoder, logits: Logits, *, full_paths: bool 
     encoder = PairEncoder(model, batch_size=job.batch_size, batch_tokens=job.batch_tokens, compile=job.compile)
     fetches = job.images != "local"
     rules = FetchRules(job.timeout, job.max_bytes, job.max_pixels, frozenset(job.allow_host) or None, job.allow_private)
-    reader = PictureReader(
-        encoder.policy, job.images, Fetched(rules, job.cache, job.retries), job.image_root, job.url_file, job.max_bytes, job.max_pixels
-    )
+    fetched = Fetched(rules, job.cache, job.retries, turns=BoundedSemaphore(job.connections))
+    reader = PictureReader(encoder.policy, job.images, fetched, job.image_root, job.url_file, job.max_bytes, job.max_pixels)
     connections = job.connections if fetches else 0
     return Scorer(
         encoder,
