@@ -101,6 +101,13 @@ def test_hub_warnings_are_not_shown():
     assert done.stdout.splitlines()[-1] == str(logging.ERROR)
 
 
+def test_what_libraries_do_at_their_first_start_is_not_said(command, capsys):
+    command(lambda _: logging.getLogger("matplotlib.font_manager").info("generated new fontManager"))
+    assert main(["list"]) == 0
+    assert "fontManager" not in capsys.readouterr().err
+    assert not logging.getLogger("matplotlib.font_manager").isEnabledFor(logging.INFO)
+
+
 def test_other_ranks_speak_only_after_the_first_had_its_time(command, capsys, monkeypatch):
     waited = []
     monkeypatch.setenv("RANK", "1")

@@ -58,7 +58,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the hub's library sets its level by this when it is imported; "Retrying in 8s" is a warning
     argv, debug = [word for word in argv if word != "--debug"], "--debug" in argv
     logging.basicConfig(level=logging.WARNING if _rank() else logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "transformers", "datasets", "filelock", "huggingface_hub", "urllib3"):
+    for noisy in ("httpx", "transformers", "datasets", "filelock", "huggingface_hub", "urllib3", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         if name not in COMMANDS:

@@ -1,6 +1,7 @@
-"""HTML pages from templates, and files that are written whole or not at all. Knows no content."""
+"""HTML pages from templates, tables of a terminal, and files that are written whole or not at all. Knows no content."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,42 @@ def filled(template: Path, values: Mapping[str, Any]) -> str:
     text = template.read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(text).render(values)
+
+
+@dataclass(frozen=True)
+class TerminalTable:
+    """A table that rich prints; one that is too wide for the terminal is turned if it fits then, and else has its cells folded, never cut.
+
+    Args:
+        columns: Headings; the first column is of words, the others of numbers.
+        rows: Cells, formatted by the caller; they may hold rich's markup.
+        caption: Stands above; empty for none.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """What rich asks a thing that it prints: the table, or the turned one."""
+        given, turned = self._table(self.columns, self.rows), self._table(*self._turned())
+        fits = [console.measure(table, options=options.update_width(10_000)).maximum <= options.max_width for table in (given, turned)]
+        yield turned if fits == [False, True] else given
+
+    def _turned(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+        header, *rows = zip(self.columns, *self.rows, strict=True)
+        return header, rows
+
+    def _table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+        from rich import box
+        from rich.table import Table
+
+        table = Table(title=self.caption or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="right" if i else "left", overflow="fold")  # models whose names are cut look alike
+        for row in rows:
+            table.add_row(*row)
+        return table
 
 
 def write_whole(path: Path, content: str | bytes, *, remedy: str) -> Path:

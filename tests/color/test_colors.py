@@ -49,6 +49,7 @@ def test_swatches_are_squares_of_one_color():
         ("L,a,b\n0,0,0\n", ("1",), ["#000000"]),
         ("name,r,g,b\nbrand,16,32,48\ngr\u00fcn,0,255,0\n", ("brand", "gr\u00fcn"), ["#102030", "#00ff00"]),
         ("teal\nRebeccaPurple\n#fff\n", ("1", "2", "3"), ["#008080", "#663399", "#ffffff"]),
+        ("#008080\nRebeccaPurple\n100,0,0\n", ("1", "2", "3"), ["#008080", "#663399", "#ffffff"]),
         ("name,hex\nsea,teal\n", ("sea",), ["#008080"]),
     ],
 )
@@ -64,7 +65,7 @@ def test_files_of_colors(tmp_path, text, names, hexes):
         ("", "is empty"),
         ("reddish\n", "'reddish' is no color; write it as #rrggbb or as a name of CSS"),
         ("#ff000080\n", "'#ff000080' is no color"),
-        ("1,2\n", "expected lines `#rrggbb`, `teal` or `L,a,b`"),
+        ("teal\n1,2\n", "has the line '1,2': expected lines `#rrggbb`, `teal` or `L,a,b`"),
         ("r,g,b\n0.5,0,1\n", "no whole number from 0 to 255"),
         ("r,g,b\n0,256,0\n", "no whole number from 0 to 255"),
         ("r,g,b\n0,nan,0\n", "no whole number from 0 to 255"),

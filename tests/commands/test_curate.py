@@ -31,7 +31,7 @@ def kept(path) -> list[dict]:
 def test_the_best_of_several_shards_are_written_with_a_page_and_said(scored, capsys, names):
     assert vlm(["curate", *names, "--keep-top", "0.5", "--out", "sub/best.jsonl"]) == 0
     said = capsys.readouterr().out
-    assert "12 rows in 2 file(s)" in said and "6 left, 6 dropped: kept is 50 % of the highest cos" in said
+    assert "12 rows in 2 file(s)" in said and "6 left, 6 dropped; rule: 50 % of the highest cos" in said
     assert [row["id"] for row in kept(scored / "sub" / "best.jsonl")] == [6, 7, 8, 9, 10, 11]
     assert kept(scored / "sub" / "best.jsonl")[0]["image"] == "../squares/train-pink.png"
     assert "6 of 12 pairs kept" in (scored / "sub" / "best.html").read_text(encoding="utf-8")

@@ -25,3 +25,16 @@ def test_narrow_terminal_folds_the_names_of_models_and_cuts_none(show: Callable[
     first = "".join(line.split("  ")[0].strip() for line in said.splitlines())
     assert "…" not in said
     assert all(model in first for model in MODELS)
+
+
+def test_table_of_many_columns_is_turned_where_it_fits_only_then(monkeypatch: pytest.MonkeyPatch):
+    columns, row = ("prediction", *(f"metric {i}" for i in range(8))), ("runs/ape-demo+align+x7, style 1", *(f"0.{i}" for i in range(8)))
+    lines = {}
+    for width in (80, 200):
+        out = Console(file=io.StringIO(), width=width, highlight=False)
+        monkeypatch.setattr(terminal, "console", lambda out=out: out)
+        terminal.show_table("means", columns, [row])
+        lines[width] = [line.split() for line in out.file.getvalue().splitlines() if line.strip()]
+    assert lines[80][1][0] == "prediction" and lines[80][1][1:] == row[0].split()
+    assert lines[80][3] == ["metric", "0", "0.0"] and lines[80][-1] == ["metric", "7", "0.7"]
+    assert lines[200][-1] == [*row[0].split(), *row[1:]]

@@ -21,7 +21,7 @@ def test_no_preset_sets_anything_in_vain(name):
     [
         ({"stage": replace(BASE.stage, decay_ratio=0.1)}, "--stage.decay-ratio"),
         ({"stage": replace(BASE.stage, schedule="constant", final_lr_ratio=0.1)}, "--stage.final-lr-ratio"),
-        ({"stage": replace(BASE.stage, epochs=2.0)}, "--stage.epochs"),
+        ({"stage": replace(BASE.stage, epochs=2.0)}, "--stage.epochs 2 has no effect"),
         ({"stage": replace(BASE.stage, group_by_length=True, pack_length=512)}, "--stage.group-by-length"),
         ({"stage": replace(BASE.stage, gradient_checkpointing=("vision",))}, "--stage.gradient-checkpointing vision"),
         ({"keep_every": 5}, "--keep-every"),

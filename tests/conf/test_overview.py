@@ -1,4 +1,4 @@
-from vlm.conf.overview import LARGE_FAMILY, families, presets_in_words, table
+from vlm.conf.overview import LARGE_FAMILY, contrastive_table, families, presets_in_words, table
 from vlm.conf.presets import PRESETS
 
 
@@ -36,3 +36,11 @@ def test_columns_of_the_table_stand_below_each_other():
     column = header.index("language")
     assert {line[column - 1] for line in lines if "/" in line.split(" ")[0]} == {" "}
     assert next(line for line in lines if line.startswith("tiny/"))[column:].startswith("tiny-llama ")
+
+
+def test_narrow_terminal_folds_the_tables_and_loses_no_word():
+    for made in (table, contrastive_table):
+        wide, narrow = made(None), made(80)
+        assert max(map(len, narrow)) <= 80
+        assert " ".join(narrow).replace(";", "").split() == " ".join(wide).split()
+        assert made(1000) == wide

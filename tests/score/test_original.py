@@ -57,3 +57,10 @@ def test_our_own_settings_stand_beside_them(tmp_path):
 def test_what_is_wrong_is_named(tmp_path, text, error, message):
     with pytest.raises(error, match=message):
         config(tmp_path, text)
+
+
+def test_missing_file_of_settings_is_named_once(tmp_path):
+    missing = tmp_path / "none.yaml"
+    with pytest.raises(DataFormatError) as refused:
+        read_job_config(missing)
+    assert str(refused.value) == f"--config {missing} cannot be read: No such file or directory. Name a readable YAML file."

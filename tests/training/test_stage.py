@@ -126,6 +126,16 @@ def test_settings_without_effect_are_named(tiny, caplog):
     assert "--stage.decay-ratio has no effect with --stage.schedule cosine" in caplog.text
 
 
+def test_large_numbers_have_commas(tiny, caplog):
+    config = tiny("align", max_steps=1)
+    many = Path(config.stage.dataset).with_name("many.json")
+    many.write_text(json.dumps(200 * json.loads(Path(config.stage.dataset).read_text(encoding="utf-8"))), encoding="utf-8")
+    config = replace(config, stage=replace(config.stage, dataset=str(many), group_by_length=True))
+    with caplog.at_level(logging.INFO, logger="vlm"):
+        vlm.train(config)
+    assert "counting the tokens of 1,600 samples" in caplog.text and "1,600 samples, 1 steps of 8" in caplog.text
+
+
 def test_sizes_of_the_parts_are_said(tiny, caplog):
     with caplog.at_level(logging.INFO, logger="vlm"):
         vlm.train(tiny("finetune", max_steps=1))

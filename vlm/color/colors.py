@@ -150,14 +150,12 @@ def _with_header(rows: Sequence[Sequence[str]], name: str) -> Colors:
 
 
 def _without_header(rows: Sequence[Sequence[str]], name: str) -> Colors:
-    names = tuple(_numbers(len(rows)))
-    if all(len(row) == 1 for row in rows):
-        return Colors(names, hex_to_lab([row[0] for row in rows]))
-    if all(len(row) == 3 for row in rows):
-        return Colors(names, _numeric(rows, name))
-    raise DataFormatError(
-        f"{name} is no list of colors: expected lines `#rrggbb`, `teal` or `L,a,b`, or a header with hex; L, a and b; or r, g and b."
-    )
+    if strange := [row for row in rows if len(row) not in (1, 3)]:
+        raise DataFormatError(
+            f"{name} has the line {','.join(strange[0])!r}: expected lines `#rrggbb`, `teal` or `L,a,b`, or a header with hex; L, a and b; or r, g and b."
+        )
+    lab = [hex_to_lab(row) if len(row) == 1 else _numeric([row], name) for row in rows]
+    return Colors(tuple(_numbers(len(rows))), np.concatenate(lab))
 
 
 def _numbers(count: int) -> list[str]:

@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     values = curation_values(scores, rules, selection, image_root=root, out=str(out), shrink=small_picture)
     write_whole(page, filled(TEMPLATE, values), remedy="Name another file with --out.")
     print(f"{scores.num_rows:>12,} rows in {len(scores.files)} file(s)")
-    print("\n".join(f"{step.left:>12,} left, {step.dropped:,} dropped: kept is {step.rule}" for step in selection.steps))
+    print("\n".join(f"{step.left:>12,} left, {step.dropped:,} dropped; rule: {step.rule}" for step in selection.steps))
     if written.urls:
         print(f"{written.urls:,} kept pictures are URLs: download them before `vlm preprocess`, which reads files")
     print(f"{out}\n{page}\nTrain on it: vlm pretrain PRESET --stage.dataset {out}")

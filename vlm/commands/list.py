@@ -45,10 +45,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _print_presets() -> None:
+    from vlm.commands.terminal import console
     from vlm.conf.overview import CONTRASTIVE, contrastive_table, table
 
-    lines = ["presets", "", *table(), "", f"{CONTRASTIVE}:", "", *contrastive_table()]
-    print("\n".join([*lines, "", "Of a model with several stages the last one is shown; all of a preset: vlm inspect PRESET"]))
+    width = console().width
+    lines = ["presets", "", *table(width), "", f"{CONTRASTIVE}:", "", *contrastive_table(width)]
+    print("\n".join([*lines, "", "Of a model with several stages the last one is shown;", "all of a preset: vlm inspect PRESET"]))
 
 
 PRINTERS = {"presets": _print_presets}  # kinds that have a better form than a row for each entry

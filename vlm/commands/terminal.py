@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
+
+from vlm.pages import TerminalTable
 
 PIPE_WIDTH = 240  # a pipe has no width: lines that a program may read are not folded
 
@@ -27,9 +27,4 @@ def show_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str
     """
     print_to = console()
     print_to.print(caption)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", overflow="fold")  # models whose names are cut look alike
-    for row in rows:
-        table.add_row(*row)
-    print_to.print(table)
+    print_to.print(TerminalTable(columns, list(rows)))

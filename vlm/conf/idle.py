@@ -21,7 +21,7 @@ def _schedule(stage: Schedule) -> list[str]:
     if stage.schedule == "constant" and stage.final_lr_ratio != Schedule.final_lr_ratio:
         said.append("--stage.final-lr-ratio has no effect with --stage.schedule constant.")
     if stage.max_steps is not None and stage.epochs != Schedule.epochs:
-        said.append(f"--stage.epochs has no effect: --stage.max-steps {stage.max_steps} says how long the stage is.")
+        said.append(f"--stage.epochs {stage.epochs:g} has no effect: --stage.max-steps {stage.max_steps} says how long the stage is.")
     return said
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import groupby
+from textwrap import wrap
 
 from vlm.conf.contrastive import ContrastiveConfig, DualEncoderConfig, HeadConfig
 from vlm.conf.contrastive_presets import CONTRASTIVE_PRESETS
@@ -48,19 +49,19 @@ def is_large(models: tuple[ModelPresets, ...]) -> bool:
     return len(models) > LARGE_FAMILY
 
 
-def table() -> list[str]:
-    """Lines of a table of all models, each family under its heading."""
-    header, *lines = _aligned([model.row() for models in families().values() for model in models])
-    rows = iter(lines)
-    said = [header]
+def table(width: int | None = None) -> list[str]:
+    """Lines of a table of all models, each family under its heading; one that is wider than `width` columns is folded."""
+    header, *entries = _aligned([model.row() for models in families().values() for model in models], width)
+    rows = iter(entries)
+    said = [*header]
     for heading, models in families().items():
-        said += ["", heading, *(next(rows) for _ in models)]
+        said += ["", *_folded(heading, width), *(line for _ in models for line in next(rows))]
     return said
 
 
-def contrastive_table() -> list[str]:
-    """Lines of a table of the contrastive presets."""
-    return _aligned(contrastive_rows())
+def contrastive_table(width: int | None = None) -> list[str]:
+    """Lines of a table of the contrastive presets; one that is wider than `width` columns is folded."""
+    return [line for entry in _aligned(contrastive_rows(), width) for line in entry]
 
 
 def contrastive_rows() -> list[dict[str, str]]:
@@ -83,11 +84,17 @@ def _heads(model: DualEncoderConfig) -> str:
     return ", ".join(f"{head.kind} of {side}" for side, head in sides.items() if head.kind != "identity")
 
 
-def _aligned(rows: list[dict[str, str]]) -> list[str]:
-    """A header and a line for each row, columns below each other."""
+def _aligned(rows: list[dict[str, str]], width: int | None) -> list[list[str]]:
+    """The lines of a header and of each row: columns below each other, or where they are too wide the name, and the rest indented below it."""
     widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
     cells = [{column: column for column in widths}, *rows]
-    return ["  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip() for row in cells]
+    if width is None or sum(widths.values()) + 2 * (len(widths) - 1) <= width:
+        return [["  ".join(row[column].ljust(size) for column, size in widths.items()).rstrip()] for row in cells]
+    return [[row["name"], *_folded("; ".join(list(row.values())[1:]), width, indent="    ")] for row in cells]
+
+
+def _folded(text: str, width: int | None, *, indent: str = "") -> list[str]:
+    return [text] if width is None else wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def presets_in_words() -> str:

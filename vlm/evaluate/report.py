@@ -10,6 +10,7 @@ from typing import Any
 
 from vlm.errors import MissingPackageError
 from vlm.evaluate.vqa import Answered
+from vlm.pages import TerminalTable
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,7 @@ class Table:
 
     def for_terminal(self) -> Any:
         """The table as rich prints it."""
-        from rich import box
-        from rich.table import Table as RichTable
-
-        table = RichTable(title=self.caption, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for i, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if i else "left", overflow="fold")  # models whose names are cut look alike
-        for row in self.rows:
-            table.add_row(*row)
-        return table
+        return TerminalTable(self.columns, self.rows, self.caption)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

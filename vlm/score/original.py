@@ -41,7 +41,8 @@ def _mapping(path: Path) -> dict[str, Any]:
     try:
         stated = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataFormatError(f"--config {path} cannot be read: {' '.join(str(error).split())}.") from None
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        raise DataFormatError(f"--config {path} cannot be read: {reason}. Name a readable YAML file.") from None
     if not isinstance(stated, dict) or not all(isinstance(name, str) for name in stated):
         raise DataFormatError(f"--config {path} holds no settings: expected lines such as `csv_path: pairs.csv`.")
     return stated

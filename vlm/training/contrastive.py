@@ -222,7 +222,7 @@ class Contrastive:
             pinned = world.device.type == "cuda"
             return PairLoader(vectors.image, vectors.text, order, teacher, free, world.size, world.rank, count, start, pinned)
 
-        said = f"{len(order.captions):,} images with {len(captions):,} captions, {num_steps} steps of {stage.global_batch_size} pairs"
+        said = f"{len(order.captions):,} images with {len(captions):,} captions, {num_steps:,} steps of {stage.global_batch_size} pairs"
         return Stream(
             digest=hashlib.sha256(" ".join(parts).encode()).hexdigest(),
             num_steps=num_steps,

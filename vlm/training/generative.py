@@ -142,7 +142,7 @@ class Generative:
         return Stream(
             digest=digest_order(order),
             num_steps=num_steps,
-            summary=f"{order.units.num_samples} samples, {'' if exact else 'about '}{num_steps} steps of {stage.global_batch_size}"
+            summary=f"{order.units.num_samples:,} samples, {'' if exact else 'about '}{num_steps:,} steps of {stage.global_batch_size}"
             f"{' rows' if order.capacity else ''}",
             lines=describe(order, stage, samples),
             batches=batches,

@@ -81,8 +81,9 @@ def test_a_missing_package_is_named_with_its_install_line(monkeypatch, tmp_path)
 
 
 @pytest.mark.slow
-def test_the_conversion_can_be_made_again(monkeypatch, tmp_path, smollm2):
+def test_the_conversion_can_be_made_again_and_shows_no_bar(monkeypatch, tmp_path, smollm2, capsys):
     monkeypatch.setenv("VLM_CACHE", str(tmp_path))
     spec = LANGUAGE["smollm2-135m-instruct-q4"]
     again = build_language(spec, Load(spec.source))
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), smollm2.parameters(), strict=True))
+    assert "GGUF tensors" not in capsys.readouterr().err

@@ -4,7 +4,9 @@
 once and kept in the cache. Its numbers are those of the 4-bit file, so it is close to, and not, `smollm2-135m-instruct`.
 """
 
+import io
 import logging
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ def _convert(folder: Path) -> None:
 def _convert_weights(gguf: Path, folder: Path) -> None:
     import transformers
 
-    with quiet(local=True):
+    with quiet(local=True), redirect_stderr(io.StringIO()):  # its progress bar over the tensors has no switch
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     weights = model.state_dict()
     del weights["lm_head.weight"]  # tied to the embeddings

@@ -112,7 +112,7 @@ def _part(part: Part, indices: range, examples: ChatExamples, verify: bool, num_
     for path in places:
         if (table := _stored(path, len(indices))) is not None:
             return table
-    log.info("%s: counting the tokens of %d samples, once for this tokenizer, template and image policy", part.origin, len(indices))
+    log.info("%s: counting the tokens of %s samples, once for this tokenizer, template and image policy", part.origin, f"{len(indices):,}")
     table = _count(indices, examples, verify, num_workers, progress)
     for path in places:
         try:
