@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from vlm.commands import evaluate_answers
 from vlm.commands.evaluate_overlap import TrainingData, overlap_notes
 from vlm.conf.cli import Positional, Repeated, parse
+from vlm.conf.sources import sources_of_one
 from vlm.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def main(argv: Sequence[str], *, load: "Callable[[str], Embedder] | None" = None
     arguments = parse(kind, rest, prog=f"vlm evaluate {name}", description=SUBCOMMANDS[name])
     if not arguments.model:
         raise ConfigError("Say which model: --model NAME, once for each.")
-    sources = evaluate_answers.sources_of_one(arguments)
+    sources = sources_of_one(arguments)
     run(arguments, load or partial(load_embedder, device=arguments.device, precision=arguments.precision, **sources))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vlm.commands.evaluate_overlap import TrainingData, overlap_notes
 from vlm.conf.cli import Positional, Repeated, parse
-from vlm.conf.sources import sources_of
+from vlm.conf.sources import sources_of_one
 from vlm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -83,23 +83,6 @@ class Arguments(TrainingData):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is at least 1; got {value}.")
-
-
-def sources_of_one(arguments: Any) -> dict[str, str]:
-    """Other places of a model's towers, as far as they are given.
-
-    Args:
-        arguments: Those of the command, with `model` among them.
-
-    Raises:
-        ConfigError: If they would be those of several models.
-    """
-    sources = sources_of(arguments)
-    if sources and len(arguments.model) > 1:
-        raise ConfigError(
-            f"--{next(iter(sources)).replace('_', '-')} is for one --model; got {len(arguments.model)}. Evaluate them one after the other."
-        )
-    return sources
 
 
 Find = Callable[[str, Arguments, "World"], "Contender"]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlm.backbones.lora import fold
 from vlm.backbones.quantization import dequantize
+from vlm.backbones.writing import refuse_existing
 from vlm.conf.schema import LoRATowers
 from vlm.data.stream.collate import collate_singly
 from vlm.data.stream.examples import Example
@@ -62,8 +63,7 @@ def merge(folder: Path, out: Path, *, dtype: str = "fp32", sources: dict[str, st
     manifest = checkpoint.read_manifest(folder)
     if not manifest.adapted:
         raise CheckpointError(f"{folder} has no adapter, so there is nothing to merge: `vlm chat` and vlm.load open it as it is.")
-    if out.exists():
-        raise CheckpointError(f"{out} exists. Name a folder that does not exist yet.")
+    refuse_existing(out)
     model = checkpoint.load(folder, precision="fp32", sources=sources)
     model.altered |= manifest.adapted
     _refuse_full_disk(model, out, dtype)
