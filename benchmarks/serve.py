@@ -100,12 +100,12 @@ async def ask(url: str, bodies: Sequence[dict[str, Any]], *, at_once: int) -> li
 
 def measured(service: Service, url: str, bodies: Sequence[dict[str, Any]], *, at_once: int) -> dict[str, Any]:
     """One pass: texts, tokens, seconds by the clock and by the CPU."""
+    wait_until_counted(service)  # the pass before this one
     before = service.metrics.num_batches
     start, cpu = time.perf_counter(), time.process_time()
     responses = asyncio.run(ask(url, bodies, at_once=at_once))
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
-    while service.batcher.num_running:  # a batch is counted a moment after its last answer has left
-        time.sleep(0.01)
+    wait_until_counted(service)
     return {
         "rows_per_batch": len(bodies) / (service.metrics.num_batches - before),
         "seconds": seconds,
@@ -113,6 +113,12 @@ def measured(service: Service, url: str, bodies: Sequence[dict[str, Any]], *, at
         "tokens": sum(response["usage"]["completion_tokens"] for response in responses),
         "texts": [response["choices"][0]["message"]["content"] for response in responses],
     }
+
+
+def wait_until_counted(service: Service) -> None:
+    """Return once no batch is at work: one is counted a moment after its last answer has left."""
+    while service.batcher.num_running:
+        time.sleep(0.01)
 
 
 def report(settings: argparse.Namespace, service: Service, passes: Sequence[Sequence[dict[str, Any]]]) -> None:
