@@ -1,11 +1,14 @@
 """HTML pages from templates, tables of a terminal, and files that are written whole or not at all. Knows no content."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlm.errors import ConfigError
+
+NUMBER = re.compile(r"\W*(\d[\d.,]*(e[-+]?\d+)?\W*([a-zA-Z]{0,2}|\s.*))?")  # "1,234", "0.5x", "71.2 (68.0 to 74.1)", a dash; not "0001.jpg"
 
 
 def filled(template: Path, values: Mapping[str, Any]) -> str:
@@ -27,7 +30,7 @@ class TerminalTable:
     """A table that rich prints; one that is too wide for the terminal is turned if it fits then, and else has its cells folded, never cut.
 
     Args:
-        columns: Headings; the first column is of words, the others of numbers.
+        columns: Headings. Numbers stand at the right of their column, from the second column on.
         rows: Cells, formatted by the caller; they may hold rich's markup.
         caption: Stands above; empty for none.
     """
@@ -52,10 +55,18 @@ class TerminalTable:
 
         table = Table(title=self.caption or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for i, column in enumerate(columns):
-            table.add_column(column, justify="right" if i else "left", overflow="fold")  # models whose names are cut look alike
+            right = i > 0 and all(_is_number(row[i]) for row in rows)
+            table.add_column(column, justify="right" if right else "left", overflow="fold")  # models whose names are cut look alike
         for row in rows:
             table.add_row(*row)
         return table
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a cell holds a number, whatever its unit, or nothing in the place of one."""
+    from rich.text import Text
+
+    return NUMBER.fullmatch(Text.from_markup(cell).plain) is not None
 
 
 def write_whole(path: Path, content: str | bytes, *, remedy: str) -> Path:

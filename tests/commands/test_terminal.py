@@ -38,3 +38,16 @@ def test_table_of_many_columns_is_turned_where_it_fits_only_then(monkeypatch: py
     assert lines[80][1][0] == "prediction" and lines[80][1][1:] == row[0].split()
     assert lines[80][3] == ["metric", "0", "0.0"] and lines[80][-1] == ["metric", "7", "0.7"]
     assert lines[200][-1] == [*row[0].split(), *row[1:]]
+
+
+def test_words_stand_at_the_left_of_their_column_and_numbers_at_the_right(monkeypatch: pytest.MonkeyPatch):
+    out = Console(file=io.StringIO(), width=80, highlight=False)
+    monkeypatch.setattr(terminal, "console", lambda: out)
+    terminal.show_table(
+        "neighbors", ("rank", "cos", "image"), [("1", "0.9", "a.jpg"), ("2", "-0.25", "0001.jpg"), ("3", "\N{EN DASH}", "[green]long name.jpg[/]")]
+    )
+    assert [line.strip() for line in out.file.getvalue().splitlines()[-4:-1]] == [
+        "1        0.9   a.jpg",
+        "2      -0.25   0001.jpg",
+        "3          \N{EN DASH}   long name.jpg",
+    ]

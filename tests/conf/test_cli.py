@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from vlm.conf.cli import parse_train
+from vlm.conf.idle import idle_settings
 from vlm.conf.presets import PRESETS
 from vlm.conf.schema import TrainConfig
 from vlm.conf.serialize import write_config
@@ -30,6 +31,15 @@ def test_overrides_change_what_they_name_and_nothing_else():
     assert config.stage.lr.connector == 2e-5
     assert config.tracking.trackers == ("wandb",)
     assert config.run_id == "phi2-siglip+finetune+x3"
+
+
+@pytest.mark.parametrize("preset", ["ape-demo/align", "prism-clip+7b/finetune"])
+def test_steps_take_the_place_of_the_presets_epochs(preset):
+    assert parse(preset).stage.epochs > 1
+    config = parse(preset, "--stage.max-steps", "5")
+    assert (config.stage.max_steps, config.stage.epochs) == (5, 1.0) and not idle_settings(config)
+    typed = parse(preset, "--stage.max-steps", "5", "--stage.epochs", "7")
+    assert typed.stage.epochs == 7 and "--stage.epochs 7 has no effect" in idle_settings(typed)[0]
 
 
 def test_none_freezes_a_part():

@@ -22,7 +22,7 @@ def show_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str
 
     Args:
         caption: Stands above.
-        columns: Headings; the first column is of words, the others of numbers.
+        columns: Headings. Numbers stand at the right of their column, from the second column on.
         rows: Cells, formatted by the caller.
     """
     print_to = console()

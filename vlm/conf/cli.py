@@ -12,7 +12,7 @@ from vlm.conf.contrastive import ContrastiveConfig
 from vlm.conf.contrastive_presets import CONTRASTIVE_PRESETS
 from vlm.conf.overview import CONTRASTIVE, families, presets_in_words
 from vlm.conf.presets import PRESETS
-from vlm.conf.schema import RunConfig, TrainConfig
+from vlm.conf.schema import RunConfig, Schedule, TrainConfig
 from vlm.conf.serialize import kind_of, read_config
 from vlm.errors import ConfigError, UnknownNameError
 
@@ -42,7 +42,7 @@ def parse_train(argv: Sequence[str], *, prog: str) -> RunConfig:
     default = _stored(Path(base)) if base.endswith(".json") else find_preset(base)
     description = f"Settings of {base}; each can be overridden. A composition of your own: start from any preset and name other parts."
     config = tyro.cli(type(default), default=default, args=overrides, prog=f"{prog} {base}", description=description)
-    return _rename_if_recomposed(config, default)
+    return _without_replaced_epochs(_rename_if_recomposed(config, default), default)
 
 
 def find_preset(name: str) -> RunConfig:
@@ -71,6 +71,12 @@ def _rename_if_recomposed(config: RunConfig, default: RunConfig) -> RunConfig:
     if same or config.model.name != default.model.name:
         return config
     return replace(config, model=replace(config.model, name=""))
+
+
+def _without_replaced_epochs(config: RunConfig, default: RunConfig) -> RunConfig:
+    """Drop the preset's epochs where a number of steps was given in their place: nobody asked for them."""
+    replaced = config.stage.max_steps is not None and default.stage.max_steps is None and config.stage.epochs == default.stage.epochs
+    return replace(config, stage=replace(config.stage, epochs=Schedule.epochs)) if replaced else config
 
 
 def _print_preset_help(prog: str) -> None:
