@@ -71,6 +71,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
         if debug:
             raise
         _report(f"vlm {name}: {_with_flags_of(name, str(error))}")
+        _end_before_others_notice(2)
         return 2
     except KeyboardInterrupt:
         print(f"vlm {name}: interrupted", file=sys.stderr)
@@ -96,6 +97,16 @@ def _report(line: str) -> None:
         time.sleep(SECONDS_FOR_RANK_0)
         line = f"[rank {_rank()}] {line}"
     print(line, file=sys.stderr, flush=True)
+
+
+def _end_before_others_notice(code: int) -> None:
+    """End this process at once if it is another than the first of several at work; everything has been closed but the process group.
+
+    That would be closed first and the process end a while later; the others, which fail at the lost connection, could be faster, and torchrun names the fastest.
+    """
+    if _rank() and "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def _rank() -> int:

@@ -105,7 +105,10 @@ def test_impossible_arithmetic_is_refused_before_anything_is_read(tmp_path, give
 
 
 @pytest.mark.slow
-def test_error_of_the_second_rank_alone_is_said_and_ends_all(tmp_path, tiny):
+def test_error_of_the_second_rank_alone_is_said_and_ends_all(tmp_path, tiny, monkeypatch):
+    (tmp_path / "late").mkdir()  # a process that takes long to end is still the one that torchrun names
+    (tmp_path / "late" / "sitecustomize.py").write_text("import atexit, time\natexit.register(time.sleep, 5)\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(tmp_path / "late"), os.environ.get("PYTHONPATH")))))
     config = tiny(global_batch_size=2, per_device_batch_size=1)
     first = next(iter(MicroBatches(shuffled(8, config.seed), BatchPlan(world=2, per_device=1, accumulation=1), rank=1, num_steps=1)))
     samples = rows()
