@@ -34,7 +34,13 @@ def content(text: str, *images: Image.Image) -> list[dict]:
 
 @contextmanager
 def running(
-    model: VisionLanguageModel, *, api_key: str = "", fetch: Fetch | None = None, default: Sampling | None = None, **limits
+    model: VisionLanguageModel,
+    *,
+    api_key: str = "",
+    names: frozenset[str] | None = None,
+    fetch: Fetch | None = None,
+    default: Sampling | None = None,
+    **limits,
 ) -> Iterator[SimpleNamespace]:
     """A server in a thread: its `url`, its `service`."""
     import uvicorn
@@ -44,7 +50,7 @@ def running(
 
     service = Service(model, "tiny", limits=Limits(**limits), default=default or Sampling(), fetch=fetch or fetch_from(()))
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(create_app(service, api_key=api_key), log_level="warning", access_log=False))
+        server = uvicorn.Server(uvicorn.Config(create_app(service, api_key=api_key, names=names), log_level="warning", access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
