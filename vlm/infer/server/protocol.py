@@ -121,6 +121,7 @@ class ChatRequest:
         pictures: Data URLs or web addresses, in the order of their places.
         sampled: The fields of `Sampling` that the request states, but the answer's length.
         max_new_tokens: The answer's length, if the request states it.
+        length_field: The field that states it.
         stream: Send the answer piece by piece.
         include_usage: End a stream with a count of tokens.
     """
@@ -130,6 +131,7 @@ class ChatRequest:
     pictures: tuple[str, ...]
     sampled: Mapping[str, Any]
     max_new_tokens: int | None
+    length_field: str
     stream: bool
     include_usage: bool
 
@@ -149,13 +151,14 @@ def parse(body: bytes) -> ChatRequest:
     if turns[-1][0].role != "user":
         raise RequestError(f"The last message is by {request.messages[-1].role!r}; end with a user's.", param="messages")
     stated = {name: value for name in DRAWN if (value := getattr(request, name)) is not None}
-    length = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    length_field = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"  # the newer one goes first
     return ChatRequest(
         model=request.model,
         messages=tuple(message for message, _ in turns),
         pictures=tuple(url for _, urls in turns for url in urls),
         sampled=stated,
-        max_new_tokens=length,
+        max_new_tokens=getattr(request, length_field),
+        length_field=length_field,
         stream=bool(request.stream),
         include_usage=request.stream_options is not None and request.stream_options.include_usage,
     )
@@ -176,7 +179,7 @@ def sampling_of(request: ChatRequest, default: Sampling, max_new_tokens: int) ->
         values = {field.name: getattr(default, field.name) for field in fields(default)} | dict(request.sampled)
         return Sampling(**values | {"max_new_tokens": max_new_tokens})
     except ConfigError as error:
-        message = in_words_of_the_api(error)
+        message = in_words_of_the_api(error, request.length_field)
         raise RequestError(message, param=message.split(" ")[0]) from None  # the messages of `Sampling` begin with the field
 
 

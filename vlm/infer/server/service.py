@@ -139,8 +139,8 @@ class Service:
         self.check_name(asked.model)
         length = 1 if asked.max_new_tokens is None else asked.max_new_tokens
         if length > self.limits.max_new_tokens:
-            message = f"'max_tokens' is {length}; this server gives answers of at most {self.limits.max_new_tokens} tokens."
-            raise RequestError(message, param="max_tokens")
+            message = f"{asked.length_field!r} is {length}; this server gives answers of at most {self.limits.max_new_tokens} tokens."
+            raise RequestError(message, param=asked.length_field)
         return sampling_of(asked, self.default, length)
 
     async def _body(self, exchange: Exchange, share: Share) -> bytes:
@@ -171,7 +171,7 @@ class Service:
             prompt = prepare(self.model, Prompt(asked.messages, tuple(decode_pictures(files, self.limits))), room=asked.max_new_tokens or 1)
         except DataFormatError as error:
             code = CONTEXT_LENGTH if isinstance(error, ContextError) else None
-            raise RequestError(in_words_of_the_api(error), param="messages", code=code) from None
+            raise RequestError(in_words_of_the_api(error, asked.length_field), param="messages", code=code) from None
         if len(prompt) > self.limits.max_prompt_tokens:
             message = f"The conversation has {len(prompt)} tokens, pictures included; this server takes {self.limits.max_prompt_tokens}."
             raise RequestError(message, param="messages", code=CONTEXT_LENGTH)
