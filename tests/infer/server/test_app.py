@@ -86,6 +86,24 @@ def test_stop_strings_and_seeds_are_the_models(serve, client, model):
     assert texts[0] == texts[2] != texts[1]
 
 
+def test_log_probabilities_are_those_of_the_models_own_scoring(serve, client, model):
+    chat = client(serve()).chat.completions
+    question = {"role": "user", "content": content("Is there a circle?", picture(1))}
+    asked = {"model": "tiny", "messages": [question], "max_tokens": 8, "logprobs": True, "top_logprobs": 2}
+    whole, plain = chat.create(**asked).choices[0], chat.create(**asked | {"logprobs": None, "top_logprobs": None}).choices[0]
+    (scored,) = model.score(([picture(1)], "Is there a circle?"), [whole.message.content])
+    told = whole.logprobs.content
+    assert [one.logprob for one in told] == pytest.approx(scored.token_log_probs[:8], abs=1e-4)
+    assert b"".join(bytes(one.bytes) for one in told).decode() == whole.message.content == plain.message.content
+    assert all(one.top_logprobs[0].model_dump().items() <= one.model_dump().items() for one in told)  # greedy: the token is the likeliest
+    assert all(len(one.top_logprobs) == 2 and one.top_logprobs[0].logprob >= one.top_logprobs[1].logprob for one in told)
+    assert plain.logprobs is None
+    chunks = [chunk.choices[0] for chunk in chat.create(**asked, stream=True)]
+    assert [one for chunk in chunks if chunk.logprobs for one in chunk.logprobs.content] == told
+    assert sum(bool(chunk.logprobs) for chunk in chunks) > 3
+    assert "".join(chunk.delta.content or "" for chunk in chunks) == whole.message.content
+
+
 def test_without_a_stated_length_the_answer_has_what_is_left(serve, client, model):
     server = serve(max_new_tokens=1000)
     answer = client(server).chat.completions.create(model="tiny", messages=[{"role": "user", "content": "word " * 60}])

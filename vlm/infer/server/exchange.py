@@ -82,13 +82,13 @@ class Exchange:
             work.cancel()
             gone.cancel()
 
-    def submit(self, prompt: PreparedPrompt, sampling: Sampling, *, streamed: bool) -> None:
+    def submit(self, prompt: PreparedPrompt, sampling: Sampling, *, streamed: bool, logprobs: int | None) -> None:
         """Wait in the queue.
 
         Raises:
             RequestError: If the server is ending.
         """
-        job = Job(prompt, sampling, streamed, self._tell)
+        job = Job(prompt, sampling, streamed, self._tell, logprobs)
         try:
             self.batcher.submit(job)
         except Closed:
