@@ -4,7 +4,8 @@ import base64
 import io
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -30,6 +31,13 @@ def data_url(image: Image.Image, kind: str = "PNG") -> str:
 
 def content(text: str, *images: Image.Image) -> list[dict]:
     return [*({"type": "image_url", "image_url": {"url": data_url(image)}} for image in images), {"type": "text", "text": text}]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
 
 
 @contextmanager
