@@ -44,10 +44,10 @@ class Exchange:
         """Free the place; an answer that is not complete is given up."""
         if self._open:
             self._open = False
-            self._leave()
             self._no_more_expected()
             if self._job is not None:
                 self.batcher.cancel(self._job)
+            self._leave()
 
     async def within_time(self, waited_for: Awaitable[T], *, doing: str) -> T:
         """What is waited for, unless the client leaves or the time is over.
