@@ -4,7 +4,8 @@ import base64
 import io
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -32,9 +33,22 @@ def content(text: str, *images: Image.Image) -> list[dict]:
     return [*({"type": "image_url", "image_url": {"url": data_url(image)}} for image in images), {"type": "text", "text": text}]
 
 
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
 @contextmanager
 def running(
-    model: VisionLanguageModel, *, api_key: str = "", fetch: Fetch | None = None, default: Sampling | None = None, **limits
+    model: VisionLanguageModel,
+    *,
+    api_key: str = "",
+    names: frozenset[str] | None = None,
+    fetch: Fetch | None = None,
+    default: Sampling | None = None,
+    **limits,
 ) -> Iterator[SimpleNamespace]:
     """A server in a thread: its `url`, its `service`."""
     import uvicorn
@@ -44,7 +58,7 @@ def running(
 
     service = Service(model, "tiny", limits=Limits(**limits), default=default or Sampling(), fetch=fetch or fetch_from(()))
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(create_app(service, api_key=api_key), log_level="warning", access_log=False))
+        server = uvicorn.Server(uvicorn.Config(create_app(service, api_key=api_key, names=names), log_level="warning", access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:

@@ -31,6 +31,7 @@ def test_a_run_is_served_by_its_name_until_told_to_end(run):
         head = {"authorization": "Bearer secret"}
         body = {"model": run.name, "messages": [{"role": "user", "content": "What color?"}], "stream": True}
         assert httpx.get(f"{url}/v1/models", timeout=60).status_code == 401
+        assert httpx.get(f"{url}/health", headers={"host": "a.org"}, timeout=60).status_code == 200  # a strange page has no key
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=head, timeout=60) as answer:
             lines = answer.iter_lines()
             assert '"role": "assistant"' in next(lines)
@@ -43,9 +44,13 @@ def test_a_run_is_served_by_its_name_until_told_to_end(run):
 
 def test_a_second_ctrl_c_ends_it_at_once_and_tells_who_waits(run):
     command = [sys.executable, "-m", "vlm", "serve", "tiny", "--port", "0", "--precision", "fp32", "--max-new-tokens", "400"]
+    command += ["--trusted-host", "chat.example.org"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "VLM_API_KEY": ""}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         url = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())[0]
+        known, strange = (httpx.get(f"{url}/health", headers={"host": host}, timeout=60) for host in ("chat.example.org", "a.org"))
+        assert (known.status_code, strange.status_code) == (200, 421)
+        assert strange.json()["error"]["message"].endswith("Ask it at localhost or 127.0.0.1, or start the server with --trusted-host a.org.")
         body = {"model": run.name, "messages": [{"role": "user", "content": "What color?"}], "stream": True}
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as answer:
             lines = answer.iter_lines()
@@ -80,6 +85,8 @@ def test_a_model_of_the_hub_has_its_id_for_a_name(tmp_path, monkeypatch):
         (["tiny", "--max-batch", "0"], "--max-batch is 0; it must be at least 1"),
         (["tiny", "--temperature", "-1"], "temperature is -1.0"),
         (["tiny", "--timeout", "nan"], "--timeout is nan"),
+        (["tiny", "--trusted-host", "https://a.org"], "--trusted-host is 'https://a.org', which is no host's name. Leave out scheme, port and path"),
+        (["tiny", "--allow-host", "a.org:443"], "--allow-host is 'a.org:443', which is no host's name"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(words, message, tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from vlm.models.build import build
 from vlm.models.sampling import Sampling
 
 NUM = 24
+ATTEMPTS = 3  # other work on the machine can only hide what batches save, and seldom hides it three times
 
 
 @pytest.fixture
@@ -31,14 +32,17 @@ def middling(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.alone
+@pytest.mark.timeout(1800)
 def test_requests_at_once_take_less_than_a_third_of_the_time_of_one_by_one(middling):
     limits = Limits(max_batch=NUM, max_queue=NUM, timeout=600.0)
     service = Service(middling, "model", limits=limits, default=Sampling(), fetch=fetch_from(()))
     bodies = [request(i, 32) for i in range(NUM)]
     with running(service) as url:
         asyncio.run(ask(url, bodies[:4], at_once=4))  # warm
-        one, many = (measured(service, url, bodies, at_once=at_once) for at_once in (1, NUM))
-    assert many["texts"] == one["texts"] and many["tokens"] == one["tokens"] > 20 * NUM
-    assert one["rows_per_batch"] == 1 and many["rows_per_batch"] > NUM / 3
-    assert many["cpu_seconds"] < one["cpu_seconds"] / 3
-    assert many["seconds"] < one["seconds"] / 2  # a third and less on an idle machine; other work may begin between the two
+        for left in reversed(range(ATTEMPTS)):
+            one, many = (measured(service, url, bodies, at_once=at_once) for at_once in (1, NUM))
+            assert many["texts"] == one["texts"] and many["tokens"] == one["tokens"] > 20 * NUM
+            assert one["rows_per_batch"] == 1
+            if many["rows_per_batch"] > NUM / 3 and many["cpu_seconds"] < one["cpu_seconds"] / 3 and many["seconds"] < one["seconds"] / 2:
+                return  # a third and less of the seconds on an idle machine; other work may begin between the two
+            assert left, (one, many)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from vlm.models.answer_rows import Ask, Piece, answer, shared
-from vlm.models.generate import generate, prepare
-from vlm.models.sampling import Sampling
+from vlm.models.generate import embed_prompts, generate, left_padded, prepare
+from vlm.models.sampling import Sampling, settings
+from vlm.models.token_scores import Candidate, Step, StepScores, TokenText
 
 LENGTHS = (3, 12, 7)
 
@@ -87,3 +88,43 @@ def test_rows_share_how_tokens_are_drawn_and_nothing_that_is_each_rows_own():
     assert shared(greedy) == shared(Sampling()) != shared(Sampling(repetition_penalty=1.1))
     assert shared(hot) == shared(replace(hot, max_new_tokens=9, seed=3, stop="x")) != shared(replace(hot, top_p=0.5))
     assert shared(hot) != shared(greedy)
+
+
+def plain_log_probs(model, prompt, sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens of the answer to a prompt alone, and the log-probabilities of all tokens at each, by one forward pass without a cache."""
+    embeds, mask = left_padded(embed_prompts(model, [prompt], sampling.max_new_tokens))
+    with torch.inference_mode():
+        ids = model.language.generate(embeds, mask, **settings(model, sampling, 1))
+        logits = model.language.model(inputs_embeds=torch.cat([embeds, model.language.embed(ids)], 1), use_cache=False).logits
+    return ids[0], logits[0, embeds.shape[1] - 1 : -1].log_softmax(-1)
+
+
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 1.5, "repetition_penalty": 1.3, "top_k": 9}], ids=["greedy", "drawn"])
+def test_log_probabilities_are_the_models_own_whatever_is_done_to_the_draw(compose, prompts, language, drawn):
+    model = compose(language=language)
+    samplings = [Sampling(max_new_tokens=length, seed=length, **drawn) for length in LENGTHS]
+    for streamed in (False, True):
+        told, _ = answered(model, prompts, samplings, streamed=streamed, logprobs=4)
+        for pieces, prompt, sampling in zip(told, prompts, samplings, strict=True):
+            ids, expected = plain_log_probs(model, prompt, sampling)
+            steps = [step for piece in pieces for step in piece.steps]
+            assert len(steps) == pieces[-1].num_tokens == len(ids)
+            assert [step.token.utf8 for step in steps] == list(map(TokenText(model.language.tokenizer).utf8, ids.tolist()))
+            assert [step.token.log_prob for step in steps] == pytest.approx(expected.gather(1, ids[:, None])[:, 0].tolist(), abs=1e-4)
+            likeliest = torch.tensor([[one.log_prob for one in step.likeliest] for step in steps])
+            torch.testing.assert_close(likeliest, expected.topk(4).values, atol=1e-4, rtol=0)
+            assert drawn or all(step.likeliest[0] == step.token for step in steps)
+
+
+def test_who_asks_for_no_log_probabilities_gets_none_and_pays_for_none(compose, prompts, monkeypatch):
+    model, told = compose(), []
+    looked_at = []
+    monkeypatch.setattr(StepScores, "step", lambda self, row, token, num: looked_at.append((row, num)) or Step(Candidate(b"", 0.0), ()))
+    prepared = [prepare(model, prompt, 1) for prompt in prompts]
+    answer(
+        model, [Ask(prompt, Sampling(max_new_tokens=2), told.append, logprobs=asked) for prompt, asked in zip(prepared, (None, 0, None), strict=True)]
+    )
+    assert looked_at == [(1, 0)] * 2
+    assert sorted(len(piece.steps) for piece in told) == [0, 0, 2]
+    monkeypatch.setattr("vlm.models.answer_rows.StepScores", None)  # not even made
+    answer(model, [Ask(prompt, Sampling(max_new_tokens=2), told.append) for prompt in prepared])

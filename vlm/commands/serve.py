@@ -36,6 +36,8 @@ class Arguments:
     """Host from which pictures are fetched by their address; once for each host, `*` for all. Data URLs need none."""
     allow_private: bool = False
     """Also fetch pictures from addresses that are not public, such as those of the local network."""
+    trusted_host: Annotated[tuple[str, ...], Repeated] = ()
+    """Name beside localhost that this server answers to, such as a proxy's; once for each, `*` for all. Without any: none, or all if there is a key or --host is not local."""
     temperature: float = 0.0
     """Where a request says nothing: 0 for the most likely token each time; else the softmax temperature."""
     top_p: float = 1.0
@@ -78,15 +80,18 @@ def main(argv: Sequence[str]) -> None:
     for package in ("fastapi", "uvicorn"):
         _require(package)
     from vlm.infer.server.app import create_app
+    from vlm.infer.server.hosts import answered_names, host_names
     from vlm.infer.server.limits import Limits
     from vlm.infer.server.running import run_until_signal
 
     limits = Limits(**{name: getattr(arguments, name) for name in Limits.__dataclass_fields__})
     key = arguments.api_key or os.environ.get(KEY_VARIABLE, "")
+    trusted = host_names(arguments.trusted_host, "--trusted-host")
     with _listen(arguments.host, arguments.port) as listening:
+        names = answered_names(listening.getsockname()[0], trusted, has_key=bool(key))
         service = _service(arguments, limits)
         _say(service.name, listening, has_key=bool(key))
-        run_until_signal(create_app(service, api_key=key), service, listening)
+        run_until_signal(create_app(service, api_key=key, names=names), service, listening)
 
 
 def _require(package: str) -> None:
@@ -113,14 +118,16 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _service(arguments: Arguments, limits: Any) -> Any:
+    from vlm.infer.server.hosts import host_names
     from vlm.infer.server.pictures import fetch_from
     from vlm.infer.server.service import Service
     from vlm.models.checkpoint import open_model
     from vlm.models.sampling import Sampling
 
     default = Sampling(max_new_tokens=limits.max_new_tokens, temperature=arguments.temperature, top_p=arguments.top_p)
+    hosts = host_names(arguments.allow_host, "--allow-host")
     model = open_model(arguments.run, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root, **sources_of(arguments))
-    fetch = fetch_from(arguments.allow_host, max_bytes=limits.max_body_bytes, allow_private=arguments.allow_private)
+    fetch = fetch_from(tuple(hosts), max_bytes=limits.max_body_bytes, allow_private=arguments.allow_private)
     return Service(model.eval(), _name(arguments), limits=limits, default=default, fetch=fetch)
 
 

@@ -5,6 +5,7 @@ Rows share how tokens are drawn; length, seed, stop strings and listener are eac
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from vlm.models.answer_text import GrowingText, StoppedText, decode
 from vlm.models.generate import PreparedPrompt, embed_prepared, left_padded, trim
 from vlm.models.sampling import Sampling, settings
+from vlm.models.token_scores import Step, StepScores
 from vlm.models.vision_language import VisionLanguageModel
 
 
@@ -25,11 +27,13 @@ class Piece:
         text: The new text; the texts of all pieces together are the answer, without outer white space.
         finish: Empty while the answer goes on; at its last piece `stop` (by the model, or a stop string) or `length`.
         num_tokens: Tokens of the answer so far, its end token included.
+        steps: Each token that is new since the piece before, if they were asked for.
     """
 
     text: str
     finish: str = ""
     num_tokens: int = 0
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Ask:
         tell: Called with each piece, from the thread that generates; must not block.
         streamed: Tell pieces as they come, instead of the whole answer at its end.
         is_gone: True once nobody waits for the answer any more; the row then ends without another piece.
+        logprobs: Tell how likely each token was, and so many of the likeliest at its place; None for neither.
     """
 
     prompt: PreparedPrompt
@@ -49,6 +54,7 @@ class Ask:
     tell: Callable[[Piece], None]
     streamed: bool = False
     is_gone: Callable[[], bool] = lambda: False
+    logprobs: int | None = None
 
 
 def shared(sampling: Sampling) -> Sampling:
@@ -71,6 +77,8 @@ def answer(model: VisionLanguageModel, asks: Sequence[Ask]) -> None:
     rows = _Rows(model, asks)
     longest = replace(shared(asks[0].sampling), max_new_tokens=max(ask.sampling.max_new_tokens for ask in asks))
     drawn = settings(model, longest, len(asks), seeds=[ask.sampling.seed for ask in asks])
+    if rows.scores is not None:
+        drawn["logits_processor"].insert(0, rows.scores)
     model.language.generate(embeds, mask, stopping_criteria=StoppingCriteriaList([rows]), **drawn)
 
 
@@ -78,7 +86,11 @@ class _Rows:
     """A stopping criterion of transformers: called after each step with all new tokens, it tells what is new and says which rows have ended."""
 
     def __init__(self, model: VisionLanguageModel, asks: Sequence[Ask]):
-        self.rows = [_Row(model, ask) for ask in asks]
+        self.scores = StepScores(model.language.tokenizer) if any(ask.logprobs is not None for ask in asks) else None
+        self.rows = [_Row(model, ask, self._step_of(i, ask.logprobs)) for i, ask in enumerate(asks)]
+
+    def _step_of(self, row: int, logprobs: int | None) -> Callable[[int], Step] | None:
+        return None if self.scores is None or logprobs is None else partial(self.scores.step, row, num=logprobs)
 
     def __call__(self, ids: Int[Tensor, "B new"], scores: Any, **_: Any) -> Bool[Tensor, " B"]:
         for row, token in zip(self.rows, ids[:, -1].tolist(), strict=True):
@@ -87,9 +99,10 @@ class _Rows:
 
 
 class _Row:
-    def __init__(self, model: VisionLanguageModel, ask: Ask):
-        self.model, self.ask, self.ended = model, ask, False
+    def __init__(self, model: VisionLanguageModel, ask: Ask, step: Callable[[int], Step] | None):
+        self.model, self.ask, self.step, self.ended = model, ask, step, False
         self.tokens: list[int] = []
+        self.steps: list[Step] = []  # that are not told
         self.ends = set(model.language.model.generation_config.eos_token_id)
         self.growing = GrowingText(model.language.tokenizer)
         self.stopping = StoppedText((*model.template.stop, *ask.sampling.stop))
@@ -104,6 +117,8 @@ class _Row:
             self.ended = True
             return
         self.tokens.append(token)
+        if self.step is not None:
+            self.steps.append(self.step(token))
         if self.ask.streamed or self.ask.sampling.stop:
             self.text += self.stopping.take(self.growing.take(token))
         if token in self.ends or self.stopping.stopped:
@@ -117,10 +132,14 @@ class _Row:
         """White space waits for what follows it, because it is no part of the answer's end."""
         visible = self.text.strip()
         if len(visible) > self.told:
-            self.ask.tell(Piece(visible[self.told :], num_tokens=len(self.tokens)))
-            self.told = len(visible)
+            self._tell(visible)
 
     def _end(self, finish: str) -> None:
         self.ended = True
         whole = trim(decode(self.model.language.tokenizer, self.tokens), self.model, self.ask.sampling)
-        self.ask.tell(Piece(whole[self.told :], finish=finish, num_tokens=len(self.tokens)))
+        self._tell(whole, finish)
+
+    def _tell(self, text: str, finish: str = "") -> None:
+        self.ask.tell(Piece(text[self.told :], finish, len(self.tokens), tuple(self.steps)))
+        self.told = len(text)
+        self.steps.clear()

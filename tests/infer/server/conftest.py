@@ -1,5 +1,6 @@
 """One tiny model for all tests of the server, and servers of it."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -37,6 +38,33 @@ def slow(endless) -> Iterator[VisionLanguageModel]:
     hook = endless.language.model.register_forward_pre_hook(lambda *_: time.sleep(0.02))
     yield endless
     hook.remove()
+
+
+class Pace:
+    """Lets a model go on step by step: what a test says happens before an answer ends does so on the slowest machine."""
+
+    def __init__(self) -> None:
+        self._allowed = threading.Semaphore(0)
+        self.num_steps = 0
+
+    def allow(self, steps: int = 1_000_000) -> None:
+        """So many steps more; without a number, all."""
+        self._allowed.release(steps)
+
+    def step(self, *_) -> None:
+        """Wait until one is allowed."""
+        self._allowed.acquire()
+        self.num_steps += 1
+
+
+@pytest.fixture
+def pace(endless) -> Iterator[Pace]:
+    """Of the same model, never done; no step is allowed yet."""
+    pace = Pace()
+    hook = endless.language.model.register_forward_pre_hook(pace.step)
+    yield pace
+    hook.remove()
+    pace.allow()
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ class Told:
         self.job = Job(prompt, Sampling(max_new_tokens=max_new_tokens), streamed, self.events.put)
 
     def next(self) -> Piece | Exception:
-        return self.events.get(timeout=20)
+        return self.events.get(timeout=60)
 
 
 @contextmanager
@@ -58,21 +58,24 @@ def batching(model, **limits) -> Iterator[Batcher]:
         assert not batcher._thread.is_alive()
 
 
-def test_a_job_that_is_given_up_frees_its_place_in_batch_and_queue(endless):
+def test_a_job_that_is_given_up_frees_its_place_in_batch_and_queue(endless, pace):
     with batching(endless, max_batch=1) as batcher:
         running, waiting, last = Told(endless, max_new_tokens=400, streamed=True), Told(endless, max_new_tokens=2), Told(endless, max_new_tokens=2)
         batcher.submit(running.job)
+        pace.allow(20)
         assert running.next().finish == ""
         batcher.submit(waiting.job)
         batcher.submit(last.job)
         batcher.cancel(waiting.job)
         assert (batcher.num_running, batcher.num_waiting) == (1, 1)
         batcher.cancel(running.job)
+        pace.allow()
         assert last.next().finish == "length"
         assert waiting.events.empty()
 
 
-def test_a_batch_waits_a_moment_for_a_job_that_is_being_read_and_no_longer(model):
+def test_a_batch_waits_a_moment_for_a_job_that_is_being_read_and_no_longer(model, monkeypatch):
+    monkeypatch.setattr("vlm.infer.server.batching.SECONDS_FOR_COMPANY", 60.0)
     with batching(model, max_batch=2) as batcher:
         first, second, third = (Told(model, max_new_tokens=2) for _ in range(3))
         batcher.expect()
@@ -80,6 +83,7 @@ def test_a_batch_waits_a_moment_for_a_job_that_is_being_read_and_no_longer(model
         batcher.submit(second.job)
         batcher.expect_no_more()
         first.next(), second.next()
+        monkeypatch.setattr("vlm.infer.server.batching.SECONDS_FOR_COMPANY", 0.1)
         batcher.expect()  # of a client that never goes on
         batcher.submit(third.job)
         third.next()
@@ -110,6 +114,7 @@ def test_a_batch_without_memory_is_answered_in_halves(model, monkeypatch, caplog
         answer(model, asks)
 
     monkeypatch.setattr("vlm.infer.server.batching.answer", with_room_for_two)
+    monkeypatch.setattr("vlm.infer.server.batching.SECONDS_FOR_COMPANY", 60.0)
     with batching(model) as batcher:
         told = [Told(model, max_new_tokens=2) for _ in range(5)]
         batcher.expect()
@@ -121,9 +126,9 @@ def test_a_batch_without_memory_is_answered_in_halves(model, monkeypatch, caplog
     assert "no memory for a batch of 5" in caplog.text
 
 
-def test_what_is_open_at_the_end_is_told(endless):
-    with batching(endless, max_batch=1) as batcher:
-        running, waiting = Told(endless, max_new_tokens=400), Told(endless, max_new_tokens=2)
+def test_what_is_open_at_the_end_is_told(slow):
+    with batching(slow, max_batch=1) as batcher:
+        running, waiting = Told(slow, max_new_tokens=400), Told(slow, max_new_tokens=2)
         batcher.submit(running.job)
         batcher.submit(waiting.job)
     assert isinstance(running.next(), Closed) and isinstance(waiting.next(), Closed)

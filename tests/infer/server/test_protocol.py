@@ -1,13 +1,16 @@
 """Requests in OpenAI's form: what is read, what is refused by name, what is ignored."""
 
 import json
+import math
 
 import pytest
 
 from vlm.infer.server.problem import RequestError
 from vlm.infer.server.protocol import Reply, parse, sampling_of
 from vlm.messages import Message
+from vlm.models.answer_rows import Piece
 from vlm.models.sampling import Sampling
+from vlm.models.token_scores import Candidate, Step
 
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -52,7 +55,7 @@ def test_what_changes_nothing_is_ignored():
     [
         ("n", 2, "'n' is 2; this server takes 1 alone"),
         ("frequency_penalty", 0.5, "this server takes 0 alone"),
-        ("logprobs", True, "this server takes false alone"),
+        ("top_logprobs", 3, "'top_logprobs' is 3, and 'logprobs' is not true"),
         ("tools", [{"type": "function"}], "this server takes [] alone"),
         ("response_format", {"type": "json_object"}, 'this server takes {"type": "text"} alone'),
         ("temprature", 1, "Did you mean 'temperature'?"),
@@ -82,6 +85,8 @@ def test_what_would_change_the_answer_is_refused_by_name(name, value, said):
         ({"stop": "x" * 300}, "stop.0", "at most 256 characters"),
         ({"stop": 3}, "stop", "got 3"),
         ({"stream": "yes"}, "stream", 'got "yes"'),
+        ({"logprobs": 3}, "logprobs", "got 3"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20; got 21"),
     ],
 )
 def test_what_is_not_as_it_must_be_is_refused_with_its_place(fields, param, said):
@@ -117,6 +122,15 @@ def test_sampling_is_the_requests_where_it_says_something():
 
 def test_the_newer_name_of_the_answers_length_goes_first():
     assert (read().max_new_tokens, read(max_tokens=3).max_new_tokens, read(max_tokens=3, max_completion_tokens=4).max_new_tokens) == (None, 3, 4)
+
+
+def test_log_probabilities_are_told_if_they_are_asked_for():
+    asked = [read(), read(logprobs=False, top_logprobs=0), read(logprobs=True), read(logprobs=True, top_logprobs=5)]
+    assert [one.logprobs for one in asked] == [None, None, 0, 5]
+    step = Step(Candidate("é".encode()[:1], -math.inf), (Candidate(b"a", -0.5),))
+    told = Reply("m", prompt_tokens=5).whole(Piece("", "stop", 1, (step,)))["choices"][0]["logprobs"]
+    likeliest = [{"token": "a", "logprob": -0.5, "bytes": [97]}]
+    assert told == {"content": [{"token": "\ufffd", "logprob": -9999.0, "bytes": [195], "top_logprobs": likeliest}], "refusal": None}
 
 
 def test_chunks_of_one_answer_share_their_head():

@@ -49,7 +49,7 @@ def page(browser, request):
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda said: faults.append(said.text) if said.type == "error" and "status of" not in said.text else None)
     page.on("request", lambda asked: faults.append(asked.url) if not asked.url.startswith(("http://127.0.0.1", "data:", "blob:")) else None)
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     yield page
     context.close()
     assert not faults
@@ -68,7 +68,7 @@ def seen(page, path: Path, color: tuple[int, int, int]) -> tuple[int, int]:
 
 def wait_for(page, expression: str) -> None:
     """Until it is true; not `wait_for_function`, whose polling is code from a string, which the page's policy forbids."""
-    for _ in range(1000):
+    for _ in range(3000):
         if page.evaluate(expression):
             return
         page.wait_for_timeout(20)
@@ -114,8 +114,9 @@ def test_a_conversation_about_dropped_and_chosen_pictures(serve, model, page, tm
     assert page.locator(".turn").count() == 0 and page.is_visible("#empty")
 
 
-def test_an_answer_grows_and_can_be_stopped(serve, slow, page):
+def test_an_answer_grows_and_can_be_stopped(serve, pace, page):
     server = serve(max_new_tokens=400)
+    pace.allow(60)
     page.goto(server.url)
     page.fill("#words", "What color?")
     page.click("#send")

@@ -10,12 +10,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vlm.infer.server.hosts import check_host
 from vlm.infer.server.metrics import Metrics
 from vlm.infer.server.problem import RequestError, error_body
 from vlm.infer.server.service import Service
@@ -23,20 +24,24 @@ from vlm.infer.server.service import Service
 PAGE = Path(__file__).with_name("page.html")
 
 
-def create_app(service: Service, *, api_key: str = "") -> FastAPI:
+def create_app(service: Service, *, api_key: str = "", names: frozenset[str] | None = None) -> FastAPI:
     """The web application; when it ends it closes the service.
 
     Args:
         service: Who answers.
         api_key: What clients must send as `Authorization: Bearer ...` below `/v1`; empty for no key.
+        names: Hosts that it answers to, as from `answered_names`; None for all.
     """
+
+    async def known_host(request: Request) -> None:
+        check_host(request.headers.get("host", ""), names)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         yield
         service.close()
 
-    app = FastAPI(title="vlm", lifespan=life, openapi_url=None)  # without its pages, which load scripts from elsewhere
+    app = FastAPI(title="vlm", lifespan=life, dependencies=[Depends(known_host)], openapi_url=None)  # no pages of its own: they load strange scripts
     app.add_exception_handler(RequestError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(Exception, _failed)

@@ -37,12 +37,14 @@ class Job:
         sampling: How the answer is drawn.
         streamed: Pieces are told as they come.
         tell: Gets each piece, or what went wrong, from the worker's thread.
+        logprobs: As in `Ask`.
     """
 
     prompt: PreparedPrompt
     sampling: Sampling
     streamed: bool
     tell: Callable[[Piece | Exception], None]
+    logprobs: int | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:
@@ -169,7 +171,7 @@ class Batcher:
                 begun.add(id(job))
                 job.tell(piece)
 
-            return Ask(job.prompt, job.sampling, tell, job.streamed, lambda: job.is_cancelled)
+            return Ask(job.prompt, job.sampling, tell, job.streamed, lambda: job.is_cancelled, job.logprobs)
 
         try:
             answer(self.model, list(map(row, batch)))

@@ -44,10 +44,10 @@ class Exchange:
         """Free the place; an answer that is not complete is given up."""
         if self._open:
             self._open = False
-            self._leave()
             self._no_more_expected()
             if self._job is not None:
                 self.batcher.cancel(self._job)
+            self._leave()
 
     async def within_time(self, waited_for: Awaitable[T], *, doing: str) -> T:
         """What is waited for, unless the client leaves or the time is over.
@@ -82,13 +82,13 @@ class Exchange:
             work.cancel()
             gone.cancel()
 
-    def submit(self, prompt: PreparedPrompt, sampling: Sampling, *, streamed: bool) -> None:
+    def submit(self, prompt: PreparedPrompt, sampling: Sampling, *, streamed: bool, logprobs: int | None) -> None:
         """Wait in the queue.
 
         Raises:
             RequestError: If the server is ending.
         """
-        job = Job(prompt, sampling, streamed, self._tell)
+        job = Job(prompt, sampling, streamed, self._tell, logprobs)
         try:
             self.batcher.submit(job)
         except Closed:

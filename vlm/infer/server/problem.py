@@ -24,9 +24,9 @@ class RequestError(VLMError):
         self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
 
 
-def in_words_of_the_api(error: VLMError) -> str:
-    """An error's message, with a field by the name that clients give it."""
-    return str(error).replace("max_new_tokens", "max_tokens")
+def in_words_of_the_api(error: VLMError, length_field: str) -> str:
+    """An error's message, with the answer's length by the name that the client gave it."""
+    return str(error).replace("max_new_tokens", length_field)
 
 
 def error_body(message: str, *, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from vlm.errors import ConfigError
 from vlm.infer.server.problem import RequestError, in_words_of_the_api
 from vlm.messages import IMAGE_PLACEHOLDER, Message, Role
+from vlm.models.answer_rows import Piece
 from vlm.models.sampling import Sampling
+from vlm.models.token_scores import Candidate, Step
 
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
@@ -31,8 +33,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -43,6 +43,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
 }
 DRAWN = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop")  # fields of a request that are fields of `Sampling`
+MOST_LOGPROBS, LOWEST_LOGPROB = 20, -9999.0  # OpenAI's; JSON has no minus infinity
 MOST_STOPS, LONGEST_STOP = 16, 256  # each is looked for after each token
 
 
@@ -108,6 +109,8 @@ class Body(BaseModel):
     top_k: int | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     stop: Annotated[list[Annotated[str, Field(max_length=LONGEST_STOP)]] | None, Field(max_length=MOST_STOPS), BeforeValidator(_as_list)] = None
 
 
@@ -121,8 +124,10 @@ class ChatRequest:
         pictures: Data URLs or web addresses, in the order of their places.
         sampled: The fields of `Sampling` that the request states, but the answer's length.
         max_new_tokens: The answer's length, if the request states it.
+        length_field: The field that states it.
         stream: Send the answer piece by piece.
         include_usage: End a stream with a count of tokens.
+        logprobs: Tell how likely each token was, and so many of the likeliest at its place; None for neither.
     """
 
     model: str
@@ -130,8 +135,10 @@ class ChatRequest:
     pictures: tuple[str, ...]
     sampled: Mapping[str, Any]
     max_new_tokens: int | None
+    length_field: str
     stream: bool
     include_usage: bool
+    logprobs: int | None
 
 
 def parse(body: bytes) -> ChatRequest:
@@ -148,16 +155,20 @@ def parse(body: bytes) -> ChatRequest:
     turns = [_read(turn, f"messages.{i}") for i, turn in enumerate(request.messages)]
     if turns[-1][0].role != "user":
         raise RequestError(f"The last message is by {request.messages[-1].role!r}; end with a user's.", param="messages")
+    if request.top_logprobs and not request.logprobs:
+        raise RequestError(f"'top_logprobs' is {request.top_logprobs}, and 'logprobs' is not true. Send both, or neither.", param="top_logprobs")
     stated = {name: value for name in DRAWN if (value := getattr(request, name)) is not None}
-    length = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    length_field = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"  # the newer one goes first
     return ChatRequest(
         model=request.model,
         messages=tuple(message for message, _ in turns),
         pictures=tuple(url for _, urls in turns for url in urls),
         sampled=stated,
-        max_new_tokens=length,
+        max_new_tokens=getattr(request, length_field),
+        length_field=length_field,
         stream=bool(request.stream),
         include_usage=request.stream_options is not None and request.stream_options.include_usage,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )
 
 
@@ -176,7 +187,7 @@ def sampling_of(request: ChatRequest, default: Sampling, max_new_tokens: int) ->
         values = {field.name: getattr(default, field.name) for field in fields(default)} | dict(request.sampled)
         return Sampling(**values | {"max_new_tokens": max_new_tokens})
     except ConfigError as error:
-        message = in_words_of_the_api(error)
+        message = in_words_of_the_api(error, request.length_field)
         raise RequestError(message, param=message.split(" ")[0]) from None  # the messages of `Sampling` begin with the field
 
 
@@ -251,21 +262,32 @@ class Reply:
         """Tokens of prompt and answer."""
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": num_tokens, "total_tokens": self.prompt_tokens + num_tokens}
 
-    def whole(self, text: str, *, finish: str, num_tokens: int) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choices = [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}]
-        return {**self.head, "object": "chat.completion", "choices": choices, "usage": self.usage(num_tokens)}
+    def whole(self, piece: Piece) -> dict[str, Any]:
+        """The body of an answer that is not streamed, and so is one piece."""
+        message = {"role": "assistant", "content": piece.text, "refusal": None}
+        choices = [{"index": 0, "message": message, "logprobs": _logprobs(piece.steps), "finish_reason": piece.finish}]
+        return {**self.head, "object": "chat.completion", "choices": choices, "usage": self.usage(piece.num_tokens)}
 
-    def chunk(self, delta: Mapping[str, str], *, finish: str | None = None) -> str:
+    def chunk(self, delta: Mapping[str, str], *, finish: str | None = None, steps: Sequence[Step] = ()) -> str:
         """One event of a stream."""
-        choices = [{"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": finish}]
+        choices = [{"index": 0, "delta": dict(delta), "logprobs": _logprobs(steps), "finish_reason": finish}]
         return event({**self.head, "object": "chat.completion.chunk", "choices": choices})
 
     def last_usage(self, num_tokens: int) -> str:
         """The event that counts tokens, after the answer."""
         choices: Sequence[Any] = []
         return event({**self.head, "object": "chat.completion.chunk", "choices": choices, "usage": self.usage(num_tokens)})
+
+
+def _logprobs(steps: Sequence[Step]) -> dict[str, Any] | None:
+    """Log-probabilities of tokens; nothing where they were not asked for."""
+    if not steps:
+        return None
+    return {"content": [{**_candidate(step.token), "top_logprobs": list(map(_candidate, step.likeliest))} for step in steps], "refusal": None}
+
+
+def _candidate(one: Candidate) -> dict[str, Any]:
+    return {"token": one.utf8.decode(errors="replace"), "logprob": max(one.log_prob, LOWEST_LOGPROB), "bytes": list(one.utf8)}
 
 
 def event(data: Any) -> str:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -19,6 +19,7 @@ from vlm.infer.server.metrics import Metrics
 from vlm.infer.server.pictures import Fetch, decode_pictures, read_addresses
 from vlm.infer.server.problem import RequestError, error_body, in_words_of_the_api
 from vlm.infer.server.protocol import ChatRequest, Reply, event, parse, sampling_of
+from vlm.models.answer_rows import Piece
 from vlm.models.generate import ContextError, PreparedPrompt, Prompt, prepare, warn_without_question
 from vlm.models.sampling import Sampling
 from vlm.models.vision_language import VisionLanguageModel
@@ -86,7 +87,7 @@ class Service:
             asked, sampling, prompt = await self._received(exchange)
             if asked.max_new_tokens is None:  # as long as limits and context allow
                 sampling = replace(sampling, max_new_tokens=min(self.limits.max_new_tokens, self.model.language.max_length - len(prompt)))
-            exchange.submit(prompt, sampling, streamed=asked.stream)
+            exchange.submit(prompt, sampling, streamed=asked.stream, logprobs=asked.logprobs)
             piece = await exchange.within_time(exchange.next_piece(), doing="waiting for the first piece of the answer")
         except (ClientGone, ClientDisconnect):
             exchange.close()
@@ -99,7 +100,7 @@ class Service:
             return _Stream(self._events(exchange, reply, piece, include_usage=asked.include_usage), exchange.close)
         exchange.close()
         self.metrics.count_answer(len(prompt), piece.num_tokens)
-        return JSONResponse(reply.whole(piece.text, finish=piece.finish, num_tokens=piece.num_tokens))
+        return JSONResponse(reply.whole(piece))
 
     def _admit(self, request: Request) -> Exchange:
         """A place, before a byte of the body is read."""
@@ -139,8 +140,8 @@ class Service:
         self.check_name(asked.model)
         length = 1 if asked.max_new_tokens is None else asked.max_new_tokens
         if length > self.limits.max_new_tokens:
-            message = f"'max_tokens' is {length}; this server gives answers of at most {self.limits.max_new_tokens} tokens."
-            raise RequestError(message, param="max_tokens")
+            message = f"{asked.length_field!r} is {length}; this server gives answers of at most {self.limits.max_new_tokens} tokens."
+            raise RequestError(message, param=asked.length_field)
         return sampling_of(asked, self.default, length)
 
     async def _body(self, exchange: Exchange, share: Share) -> bytes:
@@ -171,19 +172,19 @@ class Service:
             prompt = prepare(self.model, Prompt(asked.messages, tuple(decode_pictures(files, self.limits))), room=asked.max_new_tokens or 1)
         except DataFormatError as error:
             code = CONTEXT_LENGTH if isinstance(error, ContextError) else None
-            raise RequestError(in_words_of_the_api(error), param="messages", code=code) from None
+            raise RequestError(in_words_of_the_api(error, asked.length_field), param="messages", code=code) from None
         if len(prompt) > self.limits.max_prompt_tokens:
             message = f"The conversation has {len(prompt)} tokens, pictures included; this server takes {self.limits.max_prompt_tokens}."
             raise RequestError(message, param="messages", code=CONTEXT_LENGTH)
         return prompt
 
-    async def _events(self, exchange: Exchange, reply: Reply, piece: Any, *, include_usage: bool) -> AsyncIterator[str]:
+    async def _events(self, exchange: Exchange, reply: Reply, piece: Piece, *, include_usage: bool) -> AsyncIterator[str]:
         """The answer as server-sent events; what goes wrong after the first one is an event as well, because the status has been sent."""
         yield reply.chunk({"role": "assistant", "content": ""})
         try:
             while True:
-                if piece.text:
-                    yield reply.chunk({"content": piece.text})
+                if piece.text or piece.steps:
+                    yield reply.chunk({"content": piece.text}, steps=piece.steps)
                 if piece.finish:
                     break
                 piece = await exchange.within_time(exchange.next_piece(), doing="answering")
