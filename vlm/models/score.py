@@ -11,6 +11,7 @@ from vlm.errors import DataFormatError
 from vlm.messages import Message
 from vlm.models.answer_tree import AnswerTree, node_states
 from vlm.models.generate import Prompt, embed_prompts, encode_prompt, left_padded
+from vlm.models.token_scores import TokenText
 from vlm.models.vision_language import VisionLanguageModel
 
 
@@ -45,12 +46,12 @@ def score(model: VisionLanguageModel, prompt: Prompt, answers: Sequence[str]) ->
     if isinstance(answers, str):
         raise DataFormatError(f"The answers are one text, {answers!r}; give a list of texts.")
     (rows,) = token_log_probs(model, [prompt], answers)
-    tokenizer = model.language.tokenizer
+    text = TokenText(model.language.tokenizer)
     return [
         AnswerScore(
             answer=answer,
             log_prob=float(row.sum()),
-            tokens=tuple(tokenizer.decode([token]) for token in answer_ids(model, prompt, answer).tolist()),
+            tokens=tuple(text.utf8(token).decode(errors="replace") for token in answer_ids(model, prompt, answer).tolist()),
             token_log_probs=tuple(row.tolist()),
         )
         for answer, row in zip(answers, rows, strict=True)
