@@ -68,8 +68,16 @@ def write_language(tensors: Mapping[str, Tensor], config: Any, tokenizer: Any, f
     check(tensors, expected, what="language model", origin=origin, remedy=LANGUAGE_REMEDY)
     config.architectures = [type(model).__name__]
     write_folder(tensors, config, folder)
+    write_tokenizer(tokenizer, folder)
+
+
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """A tokenizer that gives the same ids when it is loaded again."""
     tokenizer.clean_up_tokenization_spaces = False  # which transformers ignores for these tokenizers, with a warning at every use
     tokenizer.save_pretrained(str(folder))
+    if getattr(tokenizer, "legacy", False):  # Llama's: a space before text behind a special token; transformers 5 reads it, and does not write it
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps(read_json(path) | {"legacy": True}, indent=2) + "\n", encoding="utf-8")
 
 
 def write_folder(tensors: Mapping[str, Tensor], config: Any, folder: Path) -> None:
