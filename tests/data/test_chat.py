@@ -5,9 +5,11 @@ tokenizers (see conftest), and for what all templates promise also those of the 
 import copy
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from vlm.backbones.language import LANGUAGE
 from vlm.backbones.language.chat_templates import TEMPLATES as ALL_TEMPLATES
@@ -18,6 +20,7 @@ from vlm.errors import ConfigError, DataFormatError
 from vlm.messages import IMAGE_PLACEHOLDER, ChatTemplate, Message, count_placeholders
 from vlm.types import IGNORE_INDEX
 
+VICUNA_FOLDER = Path(__file__).parent / "prismatic_golden" / "vicuna" / "tokenizer"
 VICUNA = ChatTemplate(  # haotian-liu/LLaVA, conv_vicuna_v1: separators " " and "</s>"
     name="vicuna",
     start="<s>",
@@ -50,6 +53,17 @@ def encode(tokenizer, messages, template, tokens_per_image=(3,), max_length=None
     return encode_chat(
         messages, template=template, tokenizer=tokenizer, image_token_id=image, tokens_per_image=tokens_per_image, max_length=max_length
     )
+
+
+def test_text_behind_bos_begins_as_the_tokenizer_begins_it():
+    """Llama 2's tokenizer puts a space before its text, behind the BOS that it adds; a template that writes BOS itself has the same ids."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(VICUNA_FOLDER, legacy=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_PLACEHOLDER]})
+    text = "A chat. USER: <image>\nwhat é? ASSISTANT: green</s>USER: two ASSISTANT: blue</s>"
+    talk = [Message("user", "<image>\nwhat é?"), Message("assistant", "green"), Message("user", "two"), Message("assistant", "blue")]
+    encoded = encode(tokenizer, talk, VICUNA, tokens_per_image=(1,))
+    assert encoded.ids.tolist() == tokenizer(text).input_ids
+    assert tokenizer.decode(encoded.ids[encoded.labels != IGNORE_INDEX]) == "green</s> blue</s>"
 
 
 def plain_ids(tokenizer, text: str) -> list[int]:

@@ -43,6 +43,14 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(compose):
         compose().score("blue " * 1000, ["blue"])
 
 
+@pytest.mark.parametrize(
+    ("words", "match"), [(1500, r"the answer may have \d{4,5}; the language model reads 512"), (500_000, "has 2,500,0.. characters")]
+)
+def test_an_answer_beyond_the_context_is_refused_before_anything_is_made_of_it(compose, words, match):
+    with pytest.raises(DataFormatError, match=match):
+        compose().score("What?", ["blue " * words])
+
+
 @pytest.mark.parametrize("vision", ["tiny-clip", "tiny-siglip"])
 def test_log_probs_of_answers_are_those_of_plain_forward_passes(compose, prompts, language, vision):
     model = compose(vision=vision, language=language)

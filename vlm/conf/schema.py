@@ -74,8 +74,8 @@ class VisionLanguageConfig:
     """Folder or hub id to load the language model from, instead of the registry's; empty: the registry's."""
     feature_layer: int | None = None
     """Vision layer whose output the connector sees, as an index into the hidden states: -2 is the last but one. Default: the registry's."""
-    resize: Literal["squash", "crop", "pad", "letterbox"] = "squash"
-    """How a picture becomes square: squash ignores the aspect ratio, crop cuts the long side, pad fills with the backbone's mean color, letterbox as Prismatic."""
+    resize: Literal["squash", "crop", "crop-even", "pad", "letterbox"] = "squash"
+    """How a picture becomes square: squash ignores the aspect ratio, crop cuts, pad fills with the mean color, crop-even and letterbox as Prismatic."""
     connector_init: Literal["random", "ridge"] = "random"
     """Start of the connector: random, or ridge regression from pooled features to the mean embedding of the answers (training data is read once)."""
     template: str = ""

@@ -1,6 +1,7 @@
 """The files that every export of a model that answers has: tokenizer, generation config, weights."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from vlm.backbones.language.base import HFCausalLM
 from vlm.backbones.language.huggingface import ABOUT_THE_FILE
 from vlm.backbones.writing import without_remarks
+from vlm.data.chat import opens_once
 from vlm.messages import IMAGE_PLACEHOLDER
 
 SHARD_SIZE = "5GB"  # transformers' own default
@@ -56,6 +58,8 @@ def exported_tokenizer(language: HFCausalLM, chat_template: str) -> Any:
     own = language.tokenizer
     bare = Tokenizer.from_str(own.backend_tokenizer.to_str())
     bare.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B")
+    if own.bos_token and opens_once(own):
+        _open_behind(bare, own.bos_token)
     names = {name: getattr(own, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token") if getattr(own, name) is not None}
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=bare,
@@ -66,6 +70,19 @@ def exported_tokenizer(language: HFCausalLM, chat_template: str) -> Any:
         clean_up_tokenization_spaces=False,
         chat_template=chat_template,
     )
+
+
+def _open_behind(tokenizer: Any, bos: str) -> None:
+    """Put the space that a text begins with behind a BOS in the text as well, as it is when the tokenizer itself writes BOS.
+
+    Normalization sees BOS together with the text behind it if it is found in normalized text.
+    """
+    from tokenizers import AddedToken, Regex, normalizers
+
+    tokenizer.add_special_tokens([AddedToken(bos, normalized=True, special=True)])
+    space = normalizers.Replace(Regex(rf"^{re.escape(bos)}(?=[\s\S])"), f"{bos} ")
+    before = [tokenizer.normalizer] if tokenizer.normalizer else []
+    tokenizer.normalizer = normalizers.Sequence([*before, space])
 
 
 def name_tokenizer_class(folder: Path) -> None:

@@ -36,20 +36,22 @@ class AnswerTree:
     @classmethod
     def of(cls, answers: Sequence[Sequence[int]]) -> "AnswerTree":
         """The tree of some answers, as token ids; none of them is empty."""
-        nodes: dict[tuple[int, ...], int] = {(): ROOT}
+        nodes: dict[tuple[int, int], int] = {}  # by the node before it and its token
+        paths = []
         for answer in answers:
-            for end in range(1, len(answer)):
-                nodes.setdefault(tuple(answer[:end]), len(nodes))
-        beginnings = [beginning for beginning in nodes if beginning]
-        sees = torch.zeros(len(beginnings), len(beginnings), dtype=torch.bool)
-        for beginning in beginnings:
-            for end in range(1, len(beginning) + 1):
-                sees[nodes[beginning] - 1, nodes[beginning[:end]] - 1] = True
+            path = [ROOT]
+            for token in answer[:-1]:
+                path.append(nodes.setdefault((path[-1], token), len(nodes) + 1))
+            paths.append(tuple(path))
+        sees = torch.eye(len(nodes), dtype=torch.bool)
+        for (before, _), node in nodes.items():  # in the order they were made, so a node's row is whole when those behind it need it
+            if before != ROOT:
+                sees[node - 1] |= sees[before - 1]
         return cls(
-            tokens=torch.tensor([beginning[-1] for beginning in beginnings], dtype=torch.long),
+            tokens=torch.tensor([token for _, token in nodes], dtype=torch.long),
             sees=sees,
-            depths=torch.tensor([len(beginning) for beginning in beginnings], dtype=torch.long),
-            paths=tuple(tuple(nodes[tuple(answer[:end])] for end in range(len(answer))) for answer in answers),
+            depths=sees.sum(1),
+            paths=tuple(paths),
         )
 
 

@@ -60,13 +60,18 @@ def resolve(config: VisionLanguageConfig) -> Composition:
         language=language,
         template=find_template(config.template) if config.template else language.template,
         tokens_per_tile=connector.num_tokens(vision.num_patches),
-        image_policy=ImagePolicy(size=vision.image_size, mode=config.resize, resample=vision.resample, fill=vision.fill),
+        image_policy=ImagePolicy(size=vision.image_size, resample=vision.resample, fill=vision.fill, **_cut(config.resize)),
         lora={
             tower: _lora_options(lora, spec.lora_targets)
             for tower, lora, spec in (("vision", config.lora.vision, vision), ("language", config.lora.language, language))
             if lora.rank
         },
     )
+
+
+def _cut(resize: str) -> dict[str, Any]:
+    """Fields of `ImagePolicy` that a way to make pictures square stands for."""
+    return {"mode": "crop", "half_pixel": "even"} if resize == "crop-even" else {"mode": resize}
 
 
 def _lora_options(config: LoRAConfig, family: tuple[str, ...] | str) -> LoRAOptions:

@@ -10,7 +10,7 @@ from torch import Tensor
 from vlm.errors import DataFormatError
 from vlm.messages import Message
 from vlm.models.answer_tree import AnswerTree, node_states
-from vlm.models.generate import Prompt, embed_prompts, encode_prompt, left_padded
+from vlm.models.generate import Prompt, check_characters, embed_prompts, encode_prompt, left_padded
 from vlm.models.token_scores import TokenText
 from vlm.models.vision_language import VisionLanguageModel
 
@@ -77,8 +77,8 @@ def token_log_probs(model: VisionLanguageModel, prompts: Sequence[Prompt], answe
     if not answers:
         raise DataFormatError("There is no answer to score; give at least one.")
     continued = [answer_ids(model, prompts[0], answer).tolist() for answer in answers]
-    tree = AnswerTree.of(continued)
     embeds, mask = left_padded(embed_prompts(model, prompts, max(map(len, continued))))
+    tree = AnswerTree.of(continued)
     hidden = node_states(model.language, embeds, mask, tree)
     behind = torch.tensor([node for path in tree.paths for node in path], device=hidden.device)
     spoken = torch.tensor([token for ids in continued for token in ids], device=hidden.device)
@@ -90,8 +90,14 @@ def token_log_probs(model: VisionLanguageModel, prompts: Sequence[Prompt], answe
 
 
 def answer_ids(model: VisionLanguageModel, prompt: Prompt, answer: str) -> Int[Tensor, " L"]:
-    """Token ids of an answer behind a prompt, end token included."""
+    """Token ids of an answer behind a prompt, end token included.
+
+    Raises:
+        DataFormatError: If they are longer than the context however they are tokenized.
+    """
+    messages = (*prompt.messages, Message("assistant", answer))
+    check_characters(messages, model)
     counts = [1] * len(prompt.images)  # the answer's tokens do not depend on the number of image tokens before them
     before = encode_prompt(model, prompt.messages, counts)
-    after = encode_prompt(model, (*prompt.messages, Message("assistant", answer)), counts)
+    after = encode_prompt(model, messages, counts)
     return after[0, before.shape[1] :]

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 import vlm
 from vlm.backbones.language.chat_templates import find_template
@@ -12,6 +14,10 @@ from vlm.errors import CheckpointError
 from vlm.messages import Message
 from vlm.models.foreign.assemble import Sources
 from vlm.models.foreign.llava import import_llava
+from vlm.models.foreign.towers import write_tokenizer
+from vlm.models.generate import encode_prompt
+
+VICUNA = Path(__file__).parents[2] / "data" / "prismatic_golden" / "vicuna" / "tokenizer"
 
 QUESTION = "<image>\nWhat is this?"
 CONFIG = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch", "image_aspect_ratio": "pad"}
@@ -51,6 +57,23 @@ def test_logits_are_those_of_llava_with_each_projector(parts, write, ours, squar
     assert (done.config.connector, done.config.resize, done.config.template, done.notes) == (name, "pad", "vicuna-v1", ())
     prompt = compare(tiny, ours, done.folder, square)
     assert prompt.startswith("<s>A chat between a curious user") and prompt.endswith("USER: <image>\nWhat is this? ASSISTANT:")
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_texts_between_pictures_are_tokenized_one_by_one(parts, write, tmp_path, legacy):
+    """`tokenizer_image_token`, by which LLaVA trains and asks; Llama's tokenizer begins each text with a space."""
+    path = write(parts(vocab_size=384))
+    for file in path.glob("*token*"):
+        file.unlink()
+    own = transformers.AutoTokenizer.from_pretrained(VICUNA, legacy=legacy)
+    write_tokenizer(own, path)
+    model = vlm.load(import_llava(path, tmp_path / "out", Sources()).folder, device="cpu", precision="fp32")
+    talk = [Message("user", "<image>\nis<image><image> 日本?"), Message("assistant", "a dog"), Message("user", "why?<image>")]
+    text = "".join(span.text for span in model.template.render(talk)).removeprefix("<s>")
+    before, *chunks = [own(chunk).input_ids for chunk in text.split("<image>")]
+    image = model.language.image_token_id
+    expected = before + [token for chunk in chunks for token in [image, *chunk[1:]]]  # without BOS
+    assert encode_prompt(model, talk, [1] * 4)[0].tolist() == expected
 
 
 def test_vision_backbone_of_the_checkpoint_is_taken(parts, write, ours, square, tmp_path):

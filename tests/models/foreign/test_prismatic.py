@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -299,6 +300,27 @@ def test_letterbox_and_pad_agree_on_even_differences(opened):
     assert torch.equal(to_tiles(picture, model.image_policy)[0], to_tiles(picture, replace(model.image_policy, mode="pad"))[0])
 
 
+def test_resize_crop_cuts_where_torchvision_does(tmp_path):
+    """The transform of the original code; margins of half a pixel go to the even side, in portrait and landscape."""
+    transforms = pytest.importorskip("torchvision.transforms")
+    done = import_prismatic(changed_run(tmp_path, image_resize_strategy="resize-crop"), tmp_path / "out", sources(VICUNA))
+    policy = vlm.load(done.folder, device="cpu", precision="fp32").image_policy
+    noise = np.random.default_rng(0).integers(0, 256, (97, 101, 3), dtype=np.uint8)
+    resize, cut = transforms.Resize(policy.size, interpolation=transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(policy.size)
+    for width, height in ((64, 67), (65, 64), (50, 83), (101, 67), (97, 64)):
+        picture = Image.fromarray(noise[:height, :width])
+        original = torch.from_numpy(np.array(cut(resize(picture)))).permute(2, 0, 1)
+        assert torch.equal(to_tiles(picture, policy)[0][0], original), (width, height)
+
+
+def test_tokenizer_gives_the_ids_of_its_source_behind_special_tokens(imported):
+    """Llama's of before 2023 has `legacy` in its config, which transformers 5 does not write."""
+    source, copy = (transformers.AutoTokenizer.from_pretrained(place) for place in (GOLDEN / "vicuna" / "tokenizer", imported(VICUNA) / "language"))
+    assert source.legacy
+    for text in ("one</s>two", "one</s> two", "</s>", "<s>one\ntwo"):
+        assert copy(text).input_ids == source(text).input_ids, text
+
+
 # What can go wrong; nothing is written then.
 
 
@@ -339,6 +361,10 @@ def refuse(path: Path, out: Path, match: str, kind: type[VLMError] = CheckpointE
         (lambda m: m["projector"].update({"projector.0.weight": torch.zeros(32, 48)}), r"body.0.weight of the connector has shape \(32, 48\)"),
         (lambda m: m["llm_backbone"].update({"llm.model.norm.weight": torch.zeros(16)}), r"model.norm.weight .* shape \(16,\), expected \(32,\)"),
         (lambda m: m.update({"audio": {}}), "modules audio, which are not"),
+        (lambda m: m["projector"].update({"projector.0.weight": torch.zeros(32)}), r"has 0.weight of shape \(32,\); a linear layer's has two"),
+        (lambda m: m["llm_backbone"].update({"llm.model.norm.weight": "cut"}), "holds 'llm.model.norm.weight' of type str; expected weights"),
+        (lambda m: m["llm_backbone"].update({3: torch.zeros(32)}), "holds 3 of type torch.float32; expected weights by name"),
+        (lambda m: m["llm_backbone"].update({"llm.model.norm.weight": torch.zeros(32, dtype=torch.int64)}), "of type torch.int64; expected weights"),
     ],
 )
 def test_each_tensor_is_used_exactly_once(tmp_path, change, match):

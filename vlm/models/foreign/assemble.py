@@ -111,6 +111,10 @@ def sequential(tensors: Mapping[str, Tensor], *, origin: Path, activation: str =
         )
     starts = [""] if single else [f"{place}." for place in places]
     weights = [tensors[f"{start}weight"] for start in starts]
+    if flat := [f"{start}weight" for start, weight in zip(starts, weights, strict=True) if weight.ndim != 2]:
+        raise CheckpointError(
+            f"The connector of {origin} has {flat[0]} of shape {tuple(tensors[flat[0]].shape)}; a linear layer's has two dimensions."
+        )
     if not bias:
         tensors = {f"{start}bias": weight.new_zeros(len(weight)) for start, weight in zip(starts, weights, strict=True)} | dict(tensors)
     wanted = [f"{start}{kind}" for start in starts for kind in ("weight", "bias")]

@@ -16,7 +16,9 @@ from vlm.backbones.language import LANGUAGE
 from vlm.backbones.loading import read_json
 from vlm.backbones.writing import new_folder
 from vlm.conf.schema import LoRAConfig, LoRATowers, VisionLanguageConfig
+from vlm.data.chat import opens_once
 from vlm.errors import CheckpointError
+from vlm.messages import IMAGE_PLACEHOLDER
 from vlm.models.foreign.adapters import SETTING, in_memory, kept, read_adapter
 from vlm.models.foreign.assemble import (
     INSIDE_LANGUAGE,
@@ -179,8 +181,20 @@ def _language(tensors: Tensors, values: Mapping[str, Any], sources: Sources, fol
     with one_line(str(path / "config.json")):
         config = transformers.AutoConfig.for_model(BASES.get(kind, kind), **(own | {"vocab_size": len(table)}))
     tokenizer = read_tokenizer(sources.tokenizer or str(path))
+    if opens_once(tokenizer):
+        _open_behind_pictures(tokenizer)
     write_language(weights, config, tokenizer, folder / LANGUAGE_FOLDER, origin=path)
     return {"language": INSIDE_LANGUAGE}
+
+
+def _open_behind_pictures(tokenizer: Any) -> None:
+    """Put the space that a text begins with behind pictures as well: LLaVA tokenizes the texts between them one by one (`tokenizer_image_token`)."""
+    from tokenizers import AddedToken, Regex, normalizers
+
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(IMAGE_PLACEHOLDER, normalized=True, special=True)]})
+    space = normalizers.Replace(Regex(rf"{IMAGE_PLACEHOLDER}(?!{IMAGE_PLACEHOLDER})(?=[^ ])"), f"{IMAGE_PLACEHOLDER} ")
+    own = tokenizer.backend_tokenizer
+    own.normalizer = normalizers.Sequence([own.normalizer, space] if own.normalizer else [space])
 
 
 def _published_language(values: Mapping[str, Any], sources: Sources, folder: Path, path: Path) -> dict[str, Any]:

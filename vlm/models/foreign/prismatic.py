@@ -41,7 +41,7 @@ LATEST = "latest-checkpoint.pt"
 NEEDED = ("model_id", "vision_backbone_id", "llm_backbone_id", "arch_specifier", "image_resize_strategy")
 MODULES = ("vision_backbone", "projector", "llm_backbone")
 BESIDE = {"vision": "towers", "language": "llm", "tokenizer": "tokenizer"}  # where a run that was archived whole has its sources
-RESIZE = {"resize-naive": "squash", "resize-crop": "crop", "letterbox": "letterbox"}
+RESIZE = {"resize-naive": "squash", "resize-crop": "crop-even", "letterbox": "letterbox"}
 LAYERS = {"linear": 1, "gelu-mlp": 2, "fused-gelu-mlp": 3}  # of the projector
 HALF_NAMES = {"dinov2": "dino", "siglip": "siglip", "clip": "clip"}  # of the towers of a fused backbone
 

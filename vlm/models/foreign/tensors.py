@@ -30,8 +30,16 @@ class Tensors:
         Args:
             tensors: By name.
             origin: Where they come from, for messages.
+
+        Raises:
+            CheckpointError: If one of them has no name, or is no tensor of floating-point numbers.
         """
-        self._left = {name: tensor for name, tensor in tensors.items() if not name.endswith(BUFFERS)}
+        tensors = {name: tensor for name, tensor in tensors.items() if not str(name).endswith(BUFFERS)}
+        for name, tensor in tensors.items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise CheckpointError(f"{origin} holds {name!r} of type {kind}; expected weights by name, of floating-point numbers. Copy it again.")
+        self._left = dict(tensors)
         self.origin = origin
 
     def __contains__(self, prefix: object) -> bool:

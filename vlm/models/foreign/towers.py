@@ -18,6 +18,7 @@ from vlm.errors import CheckpointError
 from vlm.models.foreign.tensors import check, one_line
 
 SHARD = "5GB"
+AS_WRITTEN = "PreTrainedTokenizerFast"  # the class that takes tokenizer.json as it is
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
 LANGUAGE_REMEDY = "Name the language model that was trained with --language-source."
 VISION_REMEDY = "Name the vision backbone that was trained with --vision-source."
@@ -68,8 +69,22 @@ def write_language(tensors: Mapping[str, Tensor], config: Any, tokenizer: Any, f
     check(tensors, expected, what="language model", origin=origin, remedy=LANGUAGE_REMEDY)
     config.architectures = [type(model).__name__]
     write_folder(tensors, config, folder)
+    write_tokenizer(tokenizer, folder)
+
+
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """A tokenizer that gives the same ids when it is loaded again."""
     tokenizer.clean_up_tokenization_spaces = False  # which transformers ignores for these tokenizers, with a warning at every use
     tokenizer.save_pretrained(str(folder))
+    if _rules(tokenizer_at(str(folder))) != _rules(tokenizer):  # transformers 5 builds some classes anew, from settings that it does not write
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps(read_json(path) | {"tokenizer_class": AS_WRITTEN}, indent=2) + "\n", encoding="utf-8")
+
+
+def _rules(tokenizer: Any) -> dict[str, Any]:
+    """What decides a fast tokenizer's ids."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if getattr(tokenizer, "is_fast", False) else {}
+    return {name: value for name, value in rules.items() if name not in ("padding", "truncation")}
 
 
 def write_folder(tensors: Mapping[str, Tensor], config: Any, folder: Path) -> None:
