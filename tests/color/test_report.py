@@ -125,3 +125,11 @@ def test_concepts_that_nobody_rated_are_named():
     own = Prediction("m", 1, replace(people, concepts=("Apple", "BANANA", "froth"), source="m"))
     text = page(own)
     assert "m, style 1: nobody rated froth; left out." in text and 'id="apple"' in text and "2 concepts, 71 colors, 1 prediction;" in text
+
+
+def test_colors_that_nobody_rated_are_named():
+    people = read_ratings().of(["apple", "banana", "love"])
+    more = replace(people, colors=(*people.colors, "72", "73"), values=np.hstack([people.values, np.ones((3, 2))]), source="m")
+    compared = compare(Prediction("m", 1, more), people, COLORS)
+    assert compared.notes == ["m, style 1: of its colors nobody rated 72, 73; left out."]
+    assert compared.normalized == compare(Prediction("m", 1, people), people, COLORS).normalized

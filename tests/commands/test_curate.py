@@ -1,6 +1,9 @@
 """`vlm curate` on the command line."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import pyarrow.parquet
 import pytest
@@ -8,6 +11,7 @@ from captioned_squares import COLORS, write_squares
 from score_files import write_scores
 
 from vlm.__main__ import main as vlm
+from vlm.data.fetched import cache_path
 from vlm.score.scores import open_scores
 
 
@@ -93,3 +97,30 @@ def test_shards_of_pictures_in_different_folders_need_a_root(scored, capsys):
     write_scores(scored / "other.parquet", [{"image": "a", "caption": "b", "cos": 0.1}], image_root=str(scored))
     assert vlm(["curate", "scores", "other.parquet", "--keep-top", "0.5"]) == 2
     assert "curate files of one at a time, or say --image-root" in capsys.readouterr().err
+
+
+def test_pictures_that_were_fetched_to_a_cache_or_have_a_file_for_their_url_are_kept_as_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_squares(tmp_path / "photos")
+    urls = {color: f"https://a.test/x/train-{color}/big.png" for color in ("red", "blue", "lost")}
+    kept_file = cache_path(tmp_path / "cache", urls["red"])
+    kept_file.parent.mkdir(parents=True)
+    kept_file.write_bytes((tmp_path / "photos" / "train-red.png").read_bytes())
+    rows = [{"image": url, "caption": color, "cos": 0.5} for color, url in urls.items()]
+    write_scores(tmp_path / "s.parquet", rows, image_root=str(tmp_path / "photos"), url_file="{4}.png", cache=str(tmp_path / "cache"))
+    (tmp_path / "photos" / "train-red.png").unlink()
+    assert vlm(["curate", "s.parquet", "--min-cos", "0", "--out", "sub/best.jsonl"]) == 0
+    found = [json.loads(line)["image"] for line in (tmp_path / "sub" / "best.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert found == [f"../cache/{kept_file.parent.name}/{kept_file.name}", "../photos/train-blue.png", urls["lost"]]
+    assert (tmp_path / "sub" / "best.html").read_text(encoding="utf-8").count("a URL: pages load nothing from elsewhere") == 1
+
+
+@pytest.mark.parametrize("out", ["best.jsonl", "sub/best.jsonl"])
+def test_a_folder_that_cannot_be_written_is_one_line(scored, capsys, monkeypatch, out):
+    def refused(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("mkdir", "open", "unlink"):
+        monkeypatch.setattr(Path, name, refused)
+    assert vlm(["curate", "scores", "--keep-top", "0.5", "--out", out]) == 2
+    assert f"{out} cannot be written: Read-only file system. Name another file with --out." in capsys.readouterr().err

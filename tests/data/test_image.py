@@ -1,5 +1,7 @@
 """Bit equality with transformers' PIL processors, and with LLaVA's own padding, restated here from llava/mm_utils.py."""
 
+import io
+import struct
 import warnings
 from pathlib import Path
 
@@ -257,3 +259,15 @@ def test_what_else_decoders_raise_for_broken_files_is_one_line(tmp_path: Path, k
         load_image(path)
     with pytest.raises(DataFormatError, match="cannot be read as a picture"):
         decode_image(bytes(content), name="broken", max_pixels=10_000)
+
+
+def test_a_fault_in_a_plugin_of_pil_is_an_unreadable_picture(tmp_path):
+    file = io.BytesIO()
+    Image.new("F", (20, 20)).save(file, "SPIDER")
+    broken = bytearray(file.getvalue())
+    broken[104:108] = struct.pack("<f", 2.0)  # says that it is a stack of pictures: AttributeError in PIL
+    (tmp_path / "a.spi").write_bytes(broken)
+    with pytest.raises(DataFormatError, match="cannot be read as a picture"):
+        decode_image(bytes(broken), name="a.spi", max_pixels=1000)
+    with pytest.raises(DataFormatError, match=r"a\.spi cannot be read"):
+        load_image(tmp_path / "a.spi")

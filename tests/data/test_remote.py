@@ -128,6 +128,29 @@ def test_redirects_are_followed_but_not_for_ever(archive_server: ArchiveServer):
         fetch_image(url, HERE)
 
 
+def test_a_redirect_to_what_is_no_url_is_one_line(archive_server: ArchiveServer):
+    url = archive_server.serve("a.png", b"", first=[(302, {"Location": "http://[::bad/"})])
+    with pytest.raises(FetchError, match=r"a\.png cannot be fetched: it redirects to 'http://\[::bad/', which is no URL"):
+        fetch_image(url, HERE)
+
+
+def test_what_a_server_sends_instead_of_http_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"no\tHTTP \r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(FetchError) as error:
+            fetch_image(f"http://127.0.0.1:{server.getsockname()[1]}/a.png", HERE)
+        thread.join()
+    assert "cannot be fetched: no HTTP. Download" in str(error.value)
+
+
 def test_hosts_that_are_not_listed_are_not_even_looked_up(names):
     names["cat.test"] = ["127.0.0.1"]
     with pytest.raises(FetchError, match=r"cat\.test is not an allowed host\. Allowed: dog\.test"):

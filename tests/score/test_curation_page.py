@@ -10,6 +10,7 @@ from score_files import write_scores
 from vlm.evaluate.run_report import small_picture
 from vlm.pages import filled
 from vlm.score.curation_page import TEMPLATE, curation_values
+from vlm.score.located import Pictures
 from vlm.score.scores import open_scores
 from vlm.score.selection import Rules, select
 
@@ -37,7 +38,7 @@ def made(tmp_path_factory):
     return (
         scores,
         selection,
-        curation_values(scores, rules, selection, image_root=folder, out="best.jsonl", shrink=small_picture),
+        curation_values(scores, rules, selection, pictures=Pictures(folder), out="best.jsonl", shrink=small_picture),
         np.array([row["cos"] for row in rows[:960]]),
     )
 
@@ -76,7 +77,7 @@ def test_scores_that_are_all_equal_have_a_page(tmp_path):
     write_scores(tmp_path / "s.parquet", [{"image": "https://example.org/a", "caption": "b", "cos": 1.0}] * 3)
     scores, rules = open_scores([str(tmp_path)]), Rules(keep_top=0.5)
     values = curation_values(
-        scores, rules, select(scores, rules, scratch=tmp_path), image_root=tmp_path, out="o", shrink=lambda image, side: ("", False)
+        scores, rules, select(scores, rules, scratch=tmp_path), pictures=Pictures(tmp_path), out="o", shrink=lambda image, side: ("", False)
     )
     assert [bar["count"] for bar in values["bars"]] == [3] and "2 of 3 pairs kept" in filled(TEMPLATE, values)
 
@@ -85,7 +86,7 @@ def test_of_very_long_texts_the_page_shows_the_beginning_and_of_pictures_in_the_
     write_scores(tmp_path / "s.parquet", [{"image": "sha256:0a", "caption": "word " * 100_000, "cos": 0.5}] * 3)
     scores, rules = open_scores([str(tmp_path)]), Rules(min_cos=0.0)
     values = curation_values(
-        scores, rules, select(scores, rules, scratch=tmp_path), image_root=tmp_path, out="o", shrink=lambda image, side: ("", False)
+        scores, rules, select(scores, rules, scratch=tmp_path), pictures=Pictures(tmp_path), out="o", shrink=lambda image, side: ("", False)
     )
     page = filled(TEMPLATE, values)
     assert "lay in the scored table itself" in page

@@ -238,3 +238,37 @@ def test_columns_of_another_trainer_are_not_taken_for_a_prepared_datasets(tmp_pa
     assert (pair.image, pair.caption, pair.fault) == ("a.png", "a caption", "")
     with pytest.raises(ConfigError, match="it has id, images, messages"):
         PairTable([tmp_path / "theirs.parquet"], COLUMNS)
+
+
+def faults(path: Path) -> list[str]:
+    table = PairTable([path], Columns("image", "caption"))
+    return [pair.fault for _, part in table.parts(10, lambda _: True) for pair in part]
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl", "pairs.parquet"])
+def test_a_text_that_is_not_utf8_is_a_fault_of_its_row(tmp_path, name):
+    path, captions = tmp_path / name, [b"x", b"caf\xe9", b"y"]
+    if name == "pairs.parquet":
+        pq.write_table(pa.table({"image": ["a.png"] * 3, "caption": pa.array(captions, pa.binary()).view(pa.string())}), path)
+    elif name == "pairs.csv":
+        path.write_bytes(b"image,caption\n" + b"".join(b"a.png,%s\n" % caption for caption in captions))
+    else:
+        path.write_bytes(b"".join(b'{"image": "a.png", "caption": "%s"}\n' % caption for caption in captions))
+    first, second, third = faults(path)
+    assert (first, third) == ("", "") and "UTF-8" in second
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl"])
+def test_a_file_in_another_encoding_is_refused_whole(tmp_path, name):
+    text = "image,caption\na.png,x\n" if name == "pairs.csv" else '{"image": "a.png", "caption": "x"}\n'
+    (tmp_path / name).write_text(text, encoding="utf-16")
+    with pytest.raises(DataFormatError, match="is not UTF-8"):
+        PairTable([tmp_path / name], Columns("image", "caption"))
+
+
+def test_a_table_of_a_header_alone_has_no_pair(tmp_path):
+    (tmp_path / "pairs.csv").write_text("image,caption\n", encoding="utf-8")
+    assert faults(tmp_path / "pairs.csv") == []
+    (tmp_path / "other.csv").write_text("image,captions\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="Did you mean 'captions'"):
+        PairTable([tmp_path / "other.csv"], Columns("image", "caption"))

@@ -46,6 +46,7 @@ def test_pictures_of_every_mode_are_read(tmp_path, mode):
         ("missing.png", {}, "fetch_error", "There is no image file"),
         (".", {}, "fetch_error", "cannot be read: Is a directory"),
         ("a\0.png", {}, "fetch_error", "cannot be read"),
+        ("/dev/null", {}, "fetch_error", "it is a device or a pipe"),
         ("http://a.org/x.png", {}, "fetch_error", "nothing is fetched"),
         ("a.png", {"images": "url"}, "fetch_error", "is no URL"),
         ("broken.png", {}, "decode_error", "cannot be read as a picture"),

@@ -1,5 +1,6 @@
 """Parts on disk: atomic, resumed, shared by shards, refused where other settings made them."""
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 from tiny_scores import job, json_lines, pictures, rows_of, scored, some_pairs
 
 from vlm.errors import ConfigError, DataFormatError
+from vlm.score import parts as parts_module
 from vlm.score.opening import open_job
 from vlm.score.parts import MANIFEST, Parts, read_facts, score_files
 from vlm.score.running import Share, score_parts
@@ -178,3 +180,52 @@ def test_a_run_that_is_killed_goes_on_and_loses_no_finished_part(tmp_path):
         outcome = score_parts(opened)
     assert outcome.rows == 16_000 - 500 * len(finished)
     assert pq.read_table(tmp_path / "scores.parquet").column("row").to_pylist() == list(range(16_000))
+
+
+def test_a_table_that_another_process_joins_meanwhile_is_found(tmp_path, monkeypatch):
+    settings = job(some_pairs(tmp_path), tmp_path / "scores.parquet", part_rows=5)
+    real = parts_module.FileLock
+
+    def lock(path):
+        monkeypatch.setattr(parts_module, "FileLock", real)
+        scored(settings)  # the other process comes first, and takes the folder with the lock away
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr(parts_module, "FileLock", lock)
+    assert scored(settings).statuses == {"ok": 10}
+
+
+def test_parts_that_another_process_joins_are_not_missing(tmp_path, monkeypatch):
+    settings = job(some_pairs(tmp_path), tmp_path / "scores.parquet", part_rows=5)
+    looked = Parts.missing
+
+    def missing(self, num_parts):
+        monkeypatch.setattr(Parts, "missing", looked)
+        scored(settings)
+        return looked(self, num_parts)
+
+    monkeypatch.setattr(Parts, "missing", missing)
+    assert scored(settings).missing == []
+
+
+def test_a_full_disk_while_parts_are_joined_is_one_line_and_keeps_them(tmp_path, monkeypatch):
+    settings = job(some_pairs(tmp_path), tmp_path / "scores.parquet", part_rows=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "ParquetWriter", full_disk)
+        with pytest.raises(
+            ConfigError, match=r"scores\.parquet cannot be written \(No space left on device\)\. Its parts are kept in .*parts; free space"
+        ):
+            scored(settings)
+    assert len(list((tmp_path / "scores.parquet.parts").glob("part-*"))) == 2
+    assert scored(settings).rows == 0
+
+
+def test_a_reason_is_one_line(tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"image": "no\\nsuch.png", "caption": "x"}', encoding="utf-8")
+    scored(job(pairs, tmp_path / "scores.parquet"))
+    assert rows_of(tmp_path / "scores.parquet")[0]["error"].endswith("no such.png.")
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -5,6 +5,7 @@ import pytest
 from score_files import write_scores
 
 from vlm.errors import ConfigError, DataFormatError
+from vlm.score.located import Pictures
 from vlm.score.scores import open_scores
 from vlm.score.selection import NO_SCORE, Fate, Rules, select
 
@@ -89,7 +90,7 @@ def test_pictures_of_the_same_bytes_are_duplicates_under_any_name(tmp_path):
     for name, content in (("a", b"same"), ("b", b"same"), ("c", b"other")):
         (tmp_path / name).write_bytes(content)
     write_scores(tmp_path / "s.parquet", [{"image": name, "caption": name, "cos": 0.1} for name in ("a", "b", "c", "gone", "gone too")])
-    selection = select(open_scores([str(tmp_path)]), Rules(drop_duplicates=True, same="bytes"), scratch=tmp_path, image_root=tmp_path)
+    selection = select(open_scores([str(tmp_path)]), Rules(drop_duplicates=True, same="bytes"), scratch=tmp_path, pictures=Pictures(tmp_path))
     assert np.flatnonzero(selection.fates).tolist() == [1]
 
 

@@ -11,6 +11,7 @@ from score_files import write_scores
 from vlm.data.benchmarks.captioned import open_captioned
 from vlm.data.preparation.prepare import prepare
 from vlm.errors import ConfigError, DataFormatError
+from vlm.score.located import Pictures
 from vlm.score.scores import open_scores
 from vlm.score.selection import Rules, select
 from vlm.score.subset import write_subset
@@ -35,7 +36,7 @@ def curated(pictures: Path, out: Path, names=("0.png", "1.png", "2.png", "0.png"
     ]
     write_scores(pictures.parent / "scores.parquet", rows, carried=("kind",), first=40)
     scores = open_scores([str(pictures.parent / "scores.parquet")])
-    return write_subset(scores, select(scores, Rules(min_cos=0.5), scratch=pictures), out, image_root=pictures, **settings)
+    return write_subset(scores, select(scores, Rules(min_cos=0.5), scratch=pictures), out, pictures=Pictures(pictures), **settings)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])

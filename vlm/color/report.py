@@ -57,6 +57,8 @@ class Compared:
         notes = []
         if self.unrated:
             notes.append(f"{self.label}: nobody rated {listed(self.unrated)}; left out.")
+        if extra := [color for color in self.prediction.scores.colors if color not in self.ratings.colors]:
+            notes.append(f"{self.label}: of its colors nobody rated {listed(extra)}; left out.")
         if undefined := self.raw.undefined():
             notes.append(f"{self.label}: no correlation, and so no mean, because all values are equal for {listed(undefined)}.")
         return notes

@@ -59,17 +59,24 @@ def main(argv: Sequence[str]) -> None:
     check_suffix(out)
     _refuse_earlier((out, page), overwrite=arguments.overwrite)
     scores = open_scores(arguments.scores)
-    root = arguments.image_root or scores.image_root
-    out.parent.mkdir(parents=True, exist_ok=True)
-    selection = select(scores, rules, scratch=out.parent, image_root=root)
-    written = write_subset(scores, selection, out, image_root=root, also=(rules.balance,) if rules.balance else ())
-    values = curation_values(scores, rules, selection, image_root=root, out=str(out), shrink=small_picture)
+    pictures = scores.pictures(arguments.image_root)
+    _make_folder(out)
+    selection = select(scores, rules, scratch=out.parent, pictures=pictures)
+    written = write_subset(scores, selection, out, pictures=pictures, also=(rules.balance,) if rules.balance else ())
+    values = curation_values(scores, rules, selection, pictures=pictures, out=str(out), shrink=small_picture)
     write_whole(page, filled(TEMPLATE, values), remedy="Name another file with --out.")
     print(f"{scores.num_rows:>12,} rows in {len(scores.files)} file(s)")
     print("\n".join(f"{step.left:>12,} left, {step.dropped:,} dropped; rule: {step.rule}" for step in selection.steps))
     if written.urls:
-        print(f"{written.urls:,} kept pictures are URLs: download them before `vlm preprocess`, which reads files")
+        print(f"{written.urls:,} kept pictures are URLs: download them before `vlm preprocess`, which reads files; `vlm score --cache` keeps them")
     print(f"{out}\n{page}\nTrain on it: vlm pretrain PRESET --stage.dataset {out}")
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror}. Name another file with --out.") from error
 
 
 def _refuse_earlier(files: Sequence[Path], *, overwrite: bool) -> None:

@@ -19,7 +19,10 @@ from vlm.types import ImageLayout, ImagePolicy
 MAX_ASPECT_RATIO = 100  # of crop, which resizes before it cuts: at most 60 MB for tiles of 448 pixels
 TURNED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 WHITE = (255, 255, 255, 255)
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, RuntimeError, Image.DecompressionBombError)  # PIL's, for broken files
+UNREADABLE = (  # what PIL raises for broken files: its plugins trust what stands in them
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, RuntimeError, Image.DecompressionBombError),
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, TypeError),
+)
 
 
 class PictureTooLargeError(DataFormatError):

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 OnBadRow = Literal["error", "skip"]
 DATA_SUFFIXES = {".json", ".jsonl", ".csv", ".tsv", ".parquet"}
+SKIP = "`vlm preprocess --dataset-id {} --on-bad-row skip` first; where a model that answers is trained, --stage.on-bad-row skip does it too"
 FORMAT = 2  # of the Arrow copies in the cache; raised when their columns change
 
 
@@ -181,7 +182,8 @@ def _open_own(path: Path, on_bad_row: OnBadRow) -> Part:
         files = own_rows(path, pictures=pictures)
         dropped: list[Dropped] = []
         write_arrow(
-            _kept(files.rows if on_bad_row == "skip" else refuse_faulty(files.rows, skip="--stage.on-bad-row skip"), dropped), building / "rows.arrow"
+            _kept(files.rows if on_bad_row == "skip" else refuse_faulty(files.rows, skip=SKIP.format(shlex.quote(str(path)))), dropped),
+            building / "rows.arrow",
         )
         reasons = {reason: [row.id for row in dropped if row.reason == reason] for reason in {row.reason for row in dropped}}
         facts = {"image_root": str(files.image_root.resolve()), "dropped": reasons}

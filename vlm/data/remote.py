@@ -141,8 +141,20 @@ def fetch_bytes(url: str, rules: FetchRules) -> bytes:
         found = _request(_target(url, rules), rules, deadline)
         if isinstance(found, bytes):
             return found
-        url = urljoin(url, found)
+        url = _redirected(url, found)
     raise FetchError(f"{first} cannot be fetched: it redirects more than {MOST_REDIRECTS} times. {OTHER_WAY}")
+
+
+def _redirected(url: str, where: str) -> str:
+    """The URL that an answer leads to.
+
+    Raises:
+        FetchError: If it leads to none.
+    """
+    try:
+        return urljoin(url, where)
+    except ValueError as error:
+        raise FetchError(f"{url} cannot be fetched: it redirects to {where[:200]!r}, which is no URL ({error}). {OTHER_WAY}") from error
 
 
 @dataclass(frozen=True)
@@ -277,7 +289,9 @@ def _connected(target: _Target, rules: FetchRules, deadline: float) -> Iterator[
             raise late from error
         if isinstance(error, VLMError):
             raise
-        said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        said = (
+            " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
+        )  # what a server sends may be of several lines
         raise FetchError(f"{target.url} cannot be fetched: {said}. {OTHER_WAY}", passing=not isinstance(error, ValueError)) from error
     finally:
         connection.timer.cancel()

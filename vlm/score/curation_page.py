@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-from vlm.data.formats.base import is_url
 from vlm.data.image import load_image
 from vlm.errors import DataFormatError, listed
+from vlm.score.located import Pictures
 from vlm.score.schema import INSIDE
 from vlm.score.scores import Scores
 from vlm.score.selection import NO_SCORE, Fate, Rules, Selection, is_kept, numbers
@@ -35,20 +35,20 @@ REASONS = {
 Shrink = Callable[[Any, int], tuple[str, bool]]  # a picture as a data URL of at most so many pixels, and whether its pixels are to be seen
 
 
-def curation_values(scores: Scores, rules: Rules, selection: Selection, *, image_root: Path, out: str, shrink: Shrink) -> dict[str, Any]:
+def curation_values(scores: Scores, rules: Rules, selection: Selection, *, pictures: Pictures, out: str, shrink: Shrink) -> dict[str, Any]:
     """The values of `curation.html.j2`.
 
     Args:
         scores: The opened files.
         rules: What was asked for.
         selection: What came of it.
-        image_root: Folder below which relative names of pictures lie.
+        pictures: Where the pictures are.
         out: Where the kept pairs are.
         shrink: Makes a small picture for the page.
     """
     counted = _Counted.of(scores, selection)
     chosen = _choose(scores, selection, counted)
-    cards = _cards(scores, {row for rows in chosen for row in rows}, _Shown(image_root, shrink))
+    cards = _cards(scores, {row for rows in chosen for row in rows}, _Shown(pictures, shrink))
     groups = [[cards[row] for row in rows] for rows in chosen]
     names = listed(list(map(str, scores.files)), 3)
     return {
@@ -174,7 +174,7 @@ def _mixed(rows: Int[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
 class _Shown:
     """How a picture comes onto the page."""
 
-    image_root: Path
+    pictures: Pictures
     shrink: Shrink
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,12 +182,12 @@ class _Shown:
         image, cos = row["image"] or "", row["cos"]
         said = row.get("error") or "" if row["status"] != "ok" else NO_SCORE if cos is None else ""
         card = {"image": image, "caption": row["caption"] or "", "cos": cos, "said": said, "status": row["status"], "url": "", "pixelated": False}
-        if is_url(image):
-            return card | {"fault": "a URL: pages load nothing from elsewhere"}
         if image.startswith(INSIDE):
             return card | {"fault": "lay in the scored table itself"}
+        if (file := self.pictures.file(image)) is None:
+            return card | {"fault": "a URL: pages load nothing from elsewhere"}
         try:
-            url, pixelated = self.shrink(load_image(self.image_root / image), SHOWN_SIDE)
+            url, pixelated = self.shrink(load_image(file), SHOWN_SIDE)
         except DataFormatError as error:
             return card | {"fault": str(error)}
         return card | {"url": url, "pixelated": pixelated, "fault": ""}

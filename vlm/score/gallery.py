@@ -8,6 +8,7 @@ Training names its caches by what they hold and needs no names of pictures; whoe
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +105,8 @@ def write_names(cache: FeatureCache, items: Sequence[Item]) -> Path:
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}. Free space there or make it writable.") from error
     finally:
-        building.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that cannot be written
+            building.unlink(missing_ok=True)
     return path
 
 

@@ -53,9 +53,8 @@ def open_job(job: Job, *, device: torch.device | None = None) -> Opened:
     model = model if device is None else model.to(device)
     logits = Logits.of(model)
     root = job.image_root.resolve() if job.image_root else table.folder
-    facts = {"model": job.model, "image_root": str(root or ""), "vlm": __version__, "torch": torch.__version__, "device": model.device.type} | asdict(
-        logits
-    )
+    places = {"image_root": str(root or ""), "url_file": job.url_file, "cache": str(job.cache.resolve()) if job.cache else ""}
+    facts = {"model": job.model, **places, "vlm": __version__, "torch": torch.__version__, "device": model.device.type} | asdict(logits)
     parts = Parts(job.out, settings_of(job, table, model), facts, job.carry)
     return Opened(job, table, scorer_of(job, model, logits, full_paths=root is None), parts)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.data.formats.pictures import DATA_URL, data_url_bytes
-from vlm.data.formats.sources import FILE_SUFFIXES, first_rows, numbered_rows, table_files
+from vlm.data.formats.sources import CSV_SUFFIXES, FILE_SUFFIXES, csv_columns, first_rows, numbered_rows, table_files
 from vlm.data.manifest import MANIFEST, Manifest
 from vlm.data.rows import schema as sample_schema
 from vlm.errors import ConfigError, DataFormatError, nearest
@@ -161,7 +161,7 @@ class _Rows:
             self.parquet_rows = _num_rows(path)
             self._open_parquet(first=0)
         else:
-            self.left, self.values = None, (value for *_, value in numbered_rows(path, blank=True))
+            self.left, self.values = None, (value for *_, value in numbered_rows(path, every=True))
 
     def _open_parquet(self, first: int) -> None:
         self.left = self.parquet_rows - first
@@ -173,22 +173,30 @@ def check_columns(path: Path, columns: Columns) -> None:
 
     Raises:
         ConfigError: If one is in none of them, or the file is of a kind that is not read.
-        DataFormatError: If the file cannot be read, or has no row.
+        DataFormatError: If the file cannot be read, or is empty: a table of a header alone has no row, and is read.
     """
     if path.is_file() and path.suffix.lower() not in FILE_SUFFIXES:
         raise ConfigError(f"--pairs {path}: rows are read from {', '.join(FILE_SUFFIXES)}, or from a folder of Parquet files.")
     if path.suffix.lower() == ".parquet" and path.is_file():
         seen = _parquet_columns(path)
+    elif path.suffix.lower() in CSV_SUFFIXES and path.is_file():
+        seen = csv_columns(path)
     else:
-        seen = {name: None for value in islice(first_rows(path), ROWS_LOOKED_AT) if isinstance(value, Mapping) for name in value}
+        seen = _keys(first_rows(path, every=True)) or _keys(first_rows(path))  # strictly, where a file in another encoding looks like broken rows
     options = {columns.image: "--image-col", columns.text: "--text-col", columns.refs: "--refs-col"}
     for name in columns.names:
         if name not in seen:
-            near = nearest(name, map(str, seen))
+            seen = [_encodable(str(other)) for other in seen]
+            near = nearest(name, seen)
             hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
             raise ConfigError(
-                f"{path} has no column {name!r}; it has {', '.join(map(str, seen)) or 'none'}. {hint}Name it with {options.get(name, '--carry')}."
+                f"{path} has no column {name!r}; it has {', '.join(seen) or 'none'}. {hint}Name it with {options.get(name, '--carry')}."
             )
+
+
+def _keys(rows: Iterator[Any]) -> list[str]:
+    """The names of the first rows' columns."""
+    return list({name: None for value in islice(rows, ROWS_LOOKED_AT) if isinstance(value, Mapping) for name in value})
 
 
 def _parquet_columns(path: Path) -> Sequence[str]:
@@ -252,13 +260,18 @@ def to_pair(value: Any, row: int, folder: Path, columns: Columns) -> Pair:
     carried = tuple(cell if cell is None else _encodable(cell) for cell in pair.carried)
     image, caption, fault = (_encodable(text) for text in (pair.image, pair.caption, pair.fault))
     if (image, caption, *pair.references) != (pair.image, pair.caption, *map(_encodable, pair.references)):
-        fault = fault or "a text is not valid Unicode: it holds half of a surrogate pair."
+        fault = fault or f"a text is not valid Unicode: it holds {_odd(''.join((pair.image, pair.caption, *pair.references)))}."
     return replace(pair, image=image, caption=caption, carried=carried, fault=fault)
 
 
 def _encodable(text: str) -> str:
     """A text that UTF-8 can write: JSON can name half of a surrogate pair, which becomes a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _odd(text: str) -> str:
+    """What UTF-8 cannot write of a text: surrogates that stand for bytes (PEP 383), or those of JSON."""
+    return "bytes that are no UTF-8" if any("\udc80" <= letter <= "\udcff" for letter in text) else "half of a surrogate pair"
 
 
 def _pair(value: Any, row: int, folder: Path, columns: Columns) -> Pair:
@@ -366,7 +379,19 @@ def _parquet_values(path: Path, names: Sequence[str], first: int) -> Iterator[An
         known = SAMPLE_COLUMNS if samples else [name for name in names if name in table.schema_arrow.names]
         try:
             batches = table.iter_batches(batch_size=ROWS_A_BATCH, row_groups=groups, columns=known)
-            values = islice((value for batch in batches for value in batch.to_pylist()), first, None)
+            values = islice((value for batch in batches for value in _batch_values(batch)), first, None)
             yield from map(_pair_of, values) if samples else values
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DataFormatError(f"{path} cannot be read as Parquet: {' '.join(str(error).split()).rstrip('.')}.") from None
+
+
+def _batch_values(batch: Any) -> Iterator[Any]:
+    """The rows of a batch; for one whose text is not UTF-8, the fault."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            yield DataFormatError(f"a text is not UTF-8: {error.reason}.")
+            return
+        for row in range(batch.num_rows):
+            yield from _batch_values(batch.slice(row, 1))

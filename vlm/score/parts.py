@@ -10,6 +10,7 @@ import shutil
 import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,8 +71,12 @@ class Parts:
         path = self.path(index)
         if not path.is_file():
             return False
-        self._check(path)
-        return True
+        try:
+            self._check(path)
+        except ConfigError:
+            if path.is_file():
+                raise
+        return path.is_file()  # another process may have joined the parts and taken them away meanwhile
 
     def complete(self) -> bool:
         """True if the whole table is there already.
@@ -110,7 +115,8 @@ class Parts:
                 f"Scores cannot be written to {self.folder} ({error.strerror or error}). Make it writable, or free space there."
             ) from error
         finally:
-            building.unlink(missing_ok=True)
+            with suppress(OSError):  # of a folder that cannot be written
+                building.unlink(missing_ok=True)
         return statuses
 
     def statuses(self, num_parts: int) -> Counter[str]:
@@ -129,11 +135,20 @@ class Parts:
 
         Args:
             num_parts: All parts of the table, each of them finished.
+
+        Raises:
+            ConfigError: If the table cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / LOCK):
-            if not self.complete():
-                (self._join if self.joined else self._list)(num_parts)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / LOCK):
+                if not self.complete():
+                    (self._join if self.joined else self._list)(num_parts)
+        except OSError as error:
+            if not self.complete():  # else another process has joined the parts, and taken their folder away, lock and all
+                raise ConfigError(
+                    f"{self.out} cannot be written ({error.strerror or error}). Its parts are kept in {self.folder}; free space, and give the same command again."
+                ) from error
         self.clean()
         return self.found()
 
@@ -173,10 +188,14 @@ class Parts:
         pa, statuses = pyarrow(), self.statuses(num_parts)
         building = self.folder / f"joined.{socket.gethostname()}.{os.getpid()}.tmp"
         described = schema(self.carry).with_metadata(self._metadata(statuses))
-        with pa.parquet.ParquetWriter(building, described, compression="zstd") as writer:
-            for table in _grouped(pa.parquet.ParquetFile(self.path(index)).read() for index in range(num_parts)):
-                writer.write_table(table.replace_schema_metadata(described.metadata))
-        _rename(building, self.out)
+        try:
+            with pa.parquet.ParquetWriter(building, described, compression="zstd") as writer:
+                for table in _grouped(pa.parquet.ParquetFile(self.path(index)).read() for index in range(num_parts)):
+                    writer.write_table(table.replace_schema_metadata(described.metadata))
+            _rename(building, self.out)
+        finally:
+            with suppress(OSError):
+                building.unlink(missing_ok=True)
 
     def _facts(self, statuses: Counter[str]) -> dict[str, Any]:
         known = {"format_version": FORMAT_VERSION, "identity": self.identity, "settings": dict(self.settings)}

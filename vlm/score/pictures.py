@@ -3,6 +3,7 @@
 Runs in threads: PIL decodes and resizes without the interpreter's lock.
 """
 
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -95,7 +96,7 @@ class PictureReader:
                 raise FetchError(f"{name} is no URL, and --images is url. For paths, take --images local or auto.")
             return self._file(self._path(local_path(name), folder))
         if self.url_file:
-            return self._file(self._path(self._stand_in(name), folder))
+            return self._file(self._path(stand_in(name, self.url_file), folder))
         if self.images == "local":
             raise FetchError(f"{name} is a URL, and nothing is fetched. To allow it, take --images url or auto.")
         return self.fetched.bytes_of(name)
@@ -103,20 +104,29 @@ class PictureReader:
     def _path(self, path: Path, folder: Path) -> Path:
         return path if path.is_absolute() else (self.root or folder) / path
 
-    def _stand_in(self, url: str) -> Path:
-        try:
-            return Path(self.url_file.format(*url.split("/")))
-        except (IndexError, KeyError, ValueError) as error:
-            raise FetchError(f"{url} has no part for --url-file {self.url_file} ({error}).") from None
-
     def _file(self, path: Path) -> bytes:
         try:
-            size = path.stat().st_size
-            content = path.read_bytes() if size <= self.max_bytes else b""
+            mode, size = (found := path.stat()).st_mode, found.st_size
+            endless = not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+            content = b"" if endless or size > self.max_bytes else path.read_bytes()
         except FileNotFoundError:
             raise FetchError(f"There is no image file {path}.") from None
         except (OSError, ValueError) as error:  # ValueError: a null character
             raise FetchError(f"The image file {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+        if endless:
+            raise FetchError(f"The image file {path} cannot be read: it is a device or a pipe.")
         if size > self.max_bytes:
             raise FetchError(f"{path} has {size:,} bytes, and {self.max_bytes:,} are allowed. Give a smaller copy.", too_large=True)
         return content
+
+
+def stand_in(url: str, pattern: str) -> Path:
+    """The file that a pattern such as `{4}.png` has for a URL, by the parts of the URL between slashes.
+
+    Raises:
+        FetchError: If the URL lacks such a part.
+    """
+    try:
+        return Path(pattern.format(*url.split("/")))
+    except (AttributeError, LookupError, ValueError) as error:
+        raise FetchError(f"{url} has no part for --url-file {pattern} ({error}).") from None

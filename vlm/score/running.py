@@ -92,7 +92,8 @@ def score_parts(opened: Opened, share: Share = Share(), world: World | None = No
     gather(None, world)  # all have written
     missing, statuses, done = [], Counter(), scorer.done
     if world.is_main:  # the others would look while it joins
-        missing = [] if parts.complete() else parts.missing(num_parts)
+        missing = parts.missing(num_parts)
+        missing = [] if missing and parts.complete() else missing  # in this order: another process may be joining them
         statuses = Counter() if missing else parts.finish(num_parts)
     return Outcome(num_parts, missing, statuses, done.rows, seconds, done.images, done.texts)
 

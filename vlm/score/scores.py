@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm.errors import DataFormatError
+from vlm.score.located import Pictures
 from vlm.score.parts import score_files
 from vlm.score.schema import METADATA, pyarrow
 
@@ -28,12 +29,27 @@ class Scores:
         sizes: Rows of each.
         columns: What every file has.
         roots: Folders below which the relative names of their pictures lie, as the files say; empty where one does not.
+        url_files: Patterns of the files that stood for URLs.
+        caches: Folders that URLs were fetched to.
     """
 
     files: tuple[Path, ...]
     sizes: tuple[int, ...]
     columns: tuple[str, ...]
     roots: tuple[str, ...]
+    url_files: tuple[str, ...] = ()
+    caches: tuple[str, ...] = ()
+
+    def pictures(self, image_root: Path | None = None) -> Pictures:
+        """Where their pictures are.
+
+        Args:
+            image_root: Folder below which relative names lie; None: as the files say.
+
+        Raises:
+            DataFormatError: If the files state several.
+        """
+        return Pictures(image_root or self.image_root, self.url_files, tuple(map(Path, self.caches)))
 
     @property
     def image_root(self) -> Path:
@@ -103,7 +119,8 @@ def open_scores(names: Sequence[str]) -> Scores:
         raise DataFormatError(f"{twice[0]} is named twice. Name each file of scores once.")
     heads = [_head(file) for file in files]
     shared = tuple(name for name in heads[0].columns if all(name in head.columns for head in heads))
-    scores = Scores(tuple(files), tuple(head.rows for head in heads), shared, tuple(head.root for head in heads))
+    url_files, caches = (tuple(dict.fromkeys(filter(None, stated))) for stated in zip(*((head.url_file, head.cache) for head in heads), strict=True))
+    scores = Scores(tuple(files), tuple(head.rows for head in heads), shared, tuple(head.root for head in heads), url_files, caches)
     if not scores.num_rows:
         raise DataFormatError(f"{files[0]} has no row. Score some pairs first.")
     return scores
@@ -123,6 +140,8 @@ class _Head(NamedTuple):
     rows: int
     columns: list[str]
     root: str
+    url_file: str
+    cache: str
 
 
 def _head(path: Path) -> _Head:
@@ -136,7 +155,7 @@ def _head(path: Path) -> _Head:
     if missing:
         listed = ", ".join(columns[:NAMED]) + (", ..." if len(columns) > NAMED else "")
         raise DataFormatError(f"{path} has no column {missing[0]!r}; it has {listed}. Give a file that `vlm score` wrote.")
-    return _Head(rows, columns, facts.get("image_root") or "")
+    return _Head(rows, columns, *(facts.get(name) or "" for name in ("image_root", "url_file", "cache")))
 
 
 def _unreadable(path: Path, error: Exception) -> DataFormatError:

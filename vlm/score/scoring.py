@@ -231,7 +231,7 @@ class Scorer:
             "image": [self._written(pair) for pair in pairs],
             "caption": [pair.caption for pair in pairs],
             "status": statuses,
-            "error": ["" if fault is None else fault.error for fault in faults],
+            "error": ["" if fault is None else " ".join(fault.error.split()) for fault in faults],  # names of pictures may hold line breaks
         }
         for name, known in columns.items():
             spread: list[Any] = [None] * len(pairs)

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8, UInt32
 from vlm.data.manifest import file_sha256
 from vlm.errors import ConfigError, DataFormatError
 from vlm.score.duplicates import Hashed, digests, worse_of_equals
+from vlm.score.located import Pictures
 from vlm.score.ranking import Edge, edge_of, keys_of
 from vlm.score.schema import OK
 from vlm.score.scores import Scores
@@ -117,14 +118,14 @@ class Selection:
         return self.steps[-1].left
 
 
-def select(scores: Scores, rules: Rules, *, scratch: Path, image_root: Path = Path()) -> Selection:
+def select(scores: Scores, rules: Rules, *, scratch: Path, pictures: Pictures | None = None) -> Selection:
     """Apply the rules: rows without a score, least cosine, duplicates, top share, balance; in this order, each to what is left.
 
     Args:
         scores: The opened files.
         rules: What is kept.
         scratch: Folder with room for 20 bytes a row, while duplicates are looked for.
-        image_root: Folder below which relative names of pictures lie, where their bytes are compared.
+        pictures: Where the pictures are, whose bytes are compared; None: below the current folder.
 
     Raises:
         ConfigError: If nothing is left.
@@ -136,7 +137,7 @@ def select(scores: Scores, rules: Rules, *, scratch: Path, image_root: Path = Pa
     selecting = _Selecting(scores, rules)
     statuses = selecting.drop_unscored()
     if rules.drop_duplicates:
-        selecting.drop_duplicates(scratch, image_root)
+        selecting.drop_duplicates(scratch, pictures or Pictures())
     if rules.keep_top is not None:
         selecting.keep_top()
     values = selecting.balance() if rules.balance else {}
@@ -176,17 +177,17 @@ class _Selecting:
             self._record(Fate.BELOW_MIN, f"cosine of at least {self.rules.min_cos:g}", low)
         return statuses
 
-    def drop_duplicates(self, scratch: Path, image_root: Path) -> None:
+    def drop_duplicates(self, scratch: Path, pictures: Pictures) -> None:
         """Keep the best of equal rows."""
-        worse = worse_of_equals(self._hashed(image_root), num_rows=self.left, scratch=scratch)
+        worse = worse_of_equals(self._hashed(pictures), num_rows=self.left, scratch=scratch)
         dropped = 0
         for rows in worse:
             self.fates[rows] = Fate.DUPLICATE
             dropped += len(rows)
         self._record(Fate.DUPLICATE, f"best of those with the same {SAME[self.rules.same]}", dropped)
 
-    def _hashed(self, image_root: Path) -> Iterator[Hashed]:
-        texts = _texts_of(self.rules.same, image_root)
+    def _hashed(self, pictures: Pictures) -> Iterator[Hashed]:
+        texts = _texts_of(self.rules.same, pictures)
         for alive, start, batch in self._alive(*dict.fromkeys(("image", "caption", self.rules.by))):
             images, captions = (batch.column(name).to_pylist() for name in ("image", "caption"))
             keys = keys_of(numbers(batch.column(self.rules.by), self.rules.by))
@@ -293,13 +294,14 @@ class _Values:
         return number
 
 
-def _texts_of(same: Same, image_root: Path) -> Callable[[str, str], str]:
+def _texts_of(same: Same, pictures: Pictures) -> Callable[[str, str], str]:
     """What is equal for rows that are the same; a picture that cannot be read is equal to none of another name."""
 
     @lru_cache(maxsize=4_096)  # captions of a picture mostly follow each other
     def content(image: str) -> str:
+        file = pictures.file(image)
         try:
-            return file_sha256(image_root / image)
+            return f"\0{image}" if file is None else file_sha256(file)
         except OSError:
             return f"\0{image}"
 

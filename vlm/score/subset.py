@@ -7,7 +7,8 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, TextIO
 
 from vlm.data.formats.base import is_url
 from vlm.errors import ConfigError, DataFormatError
+from vlm.score.located import Pictures
 from vlm.score.schema import INSIDE
 from vlm.score.scores import Scores
 from vlm.score.selection import Selection, is_kept
@@ -38,14 +40,14 @@ class Written:
     urls: int
 
 
-def write_subset(scores: Scores, selection: Selection, out: Path, *, image_root: Path, also: tuple[str, ...] = ()) -> Written:
+def write_subset(scores: Scores, selection: Selection, out: Path, *, pictures: Pictures, also: tuple[str, ...] = ()) -> Written:
     """Write the kept pairs in the order of the scores, under a temporary name first.
 
     Args:
         scores: The opened files.
         selection: What is kept of them.
         out: A `.jsonl` or `.csv` file.
-        image_root: Folder below which relative names of pictures lie.
+        pictures: Where the pictures are.
         also: Columns that are written beside id, image, caption and cos.
 
     Raises:
@@ -53,22 +55,24 @@ def write_subset(scores: Scores, selection: Selection, out: Path, *, image_root:
         DataFormatError: If none of the first pictures is there, or a picture has no name that can be read.
     """
     check_suffix(out)
-    _refuse_lost_pictures(scores, selection, image_root)
+    _refuse_lost_pictures(scores, selection, pictures)
     building = out.with_name(f"{out.name}.tmp")
     urls = 0
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with building.open("w", encoding="utf-8", newline="") as file:
             put = _writer(file, out.suffix.lower(), ("id", "image", "caption", "cos", *also))
-            renamed = _renamer(image_root, out.parent)
+            renamed = _renamer(pictures, out.parent)
             for row in _kept(scores, selection, ("row", "image", "caption", "cos", *also)):
-                urls += is_url(row["image"])
-                put({"id": row.pop("row"), **row, "image": renamed(row["image"]), "cos": round(row["cos"], 6)})
+                name = renamed(row["image"])
+                urls += is_url(name)
+                put({"id": row.pop("row"), **row, "image": name, "cos": round(row["cos"], 6)})
         building.replace(out)
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error.strerror}. Name another file with --out.") from error
     finally:
-        building.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that cannot be written
+            building.unlink(missing_ok=True)
     return Written(out, selection.num_kept, urls)
 
 
@@ -98,25 +102,26 @@ def _mask(kept: Any) -> Any:
     return pyarrow.array(kept)
 
 
-def _refuse_lost_pictures(scores: Scores, selection: Selection, image_root: Path) -> None:
+def _refuse_lost_pictures(scores: Scores, selection: Selection, pictures: Pictures) -> None:
     names = [row["image"] or "" for row in islice(_kept(scores, selection, ("image",)), LOOKED_AT)]
     inside = next((name for name in names if name.startswith(INSIDE)), None)
     if inside:
         raise DataFormatError(f"{inside[:40]} is a picture that lay in the scored table itself: a subset names files. Score a table of files.")
-    files = [name for name in names if not is_url(name)]
-    if files and not any((image_root / name).is_file() for name in files):
-        raise DataFormatError(
-            f"There is no picture {image_root / files[0]}. Say with --image-root below which folder the pictures of the scores lie."
-        )
+    files = [file for name in names if not is_url(name) and (file := pictures.file(name)) is not None]
+    if files and not any(file.is_file() for file in files):
+        raise DataFormatError(f"There is no picture {files[0]}. Say with --image-root below which folder the pictures of the scores lie.")
 
 
-def _renamer(image_root: Path, folder: Path) -> Callable[[str], str]:
-    """From a picture's name in the scores to that in a table of that folder."""
-    root, home = image_root.resolve(), folder.resolve()
+def _renamer(pictures: Pictures, folder: Path) -> Callable[[str], str]:
+    """From a picture's name in the scores to that in a table of that folder; a URL stays one where it has no file."""
+    here, home = replace(pictures, root=pictures.root.resolve()), folder.resolve()
 
     @lru_cache(maxsize=4_096)
     def renamed(name: str) -> str:
-        return name if is_url(name) or Path(name).is_absolute() else Path(os.path.relpath(root / name, home)).as_posix()
+        file = here.file(name)
+        if file is None or Path(name).is_absolute():
+            return name
+        return Path(os.path.relpath(file, home)).as_posix()
 
     return renamed
 

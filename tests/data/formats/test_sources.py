@@ -51,6 +51,37 @@ def test_a_row_of_other_length_stands_for_its_fault(tmp_path: Path):
     assert str(fault) == "the number of cells differs: the header has 2, the row 3."
 
 
+def test_a_stray_quotation_mark_costs_its_line(tmp_path: Path):
+    path = written(tmp_path, 'image,caption\na.jpg,"red" car\nb.jpg,say "hi"\n"c.jpg","y"\n')
+    fault, *good = values(path)
+    assert good == [{"image": "b.jpg", "caption": 'say "hi"'}, {"image": "c.jpg", "caption": "y"}]
+    assert str(fault) == "not a row of a table: ',' expected after '\"'. A quotation mark may be missing; inside a quoted text it is doubled."
+    assert [number for _, number, _ in numbered_rows(path)] == [1, 2, 3]
+
+
+def test_a_quotation_mark_that_closes_lines_later_costs_the_file(tmp_path: Path):
+    path = written(tmp_path, 'image,caption\na.jpg,"open\nb.jpg,"x"\n')
+    with pytest.raises(DataFormatError, match=r"data\.csv, row 1: not a table"):
+        values(path)
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.jsonl"])
+def test_where_every_row_counts_bytes_that_are_no_utf8_cost_their_row(tmp_path: Path, name: str):
+    rows = (
+        ["image,caption", "a.jpg,caf\xe9", "b.jpg,x"]
+        if name == "data.csv"
+        else ['{"image": "a.jpg", "caption": "caf\xe9"}', '{"image": "b.jpg", "caption": "x"}']
+    )
+    path = written(tmp_path, "\n".join(rows).encode("latin-1"), name)
+    assert [value for *_, value in numbered_rows(path, every=True)] == [
+        {"image": "a.jpg", "caption": "caf\udce9"},
+        {"image": "b.jpg", "caption": "x"},
+    ]
+    assert list(first_rows(path, every=True))[1] == {"image": "b.jpg", "caption": "x"}
+    with pytest.raises(DataFormatError, match="is not UTF-8 at or after row 1"):
+        values(path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -28,13 +28,17 @@ class _NotJSON(DataFormatError):
         self.said = said
 
 
-def read_json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def read_json_rows(path: Path, *, errors: str = "strict") -> Iterator[tuple[int, Any]]:
     """Numbers from 1 and decoded values of the rows; of a line that cannot be decoded, the error that says why.
+
+    Args:
+        path: The file.
+        errors: What happens to bytes that are no UTF-8, as `open` takes it.
 
     Raises:
         DataFormatError: If the file cannot be read, is empty, or holds an array that is not JSON; row, line and character are named.
     """
-    with _opened(path) as file:
+    with _opened(path, errors) as file:
         window = _Window(path, file)
         first = window.peek()
         if not first:
@@ -42,17 +46,17 @@ def read_json_rows(path: Path) -> Iterator[tuple[int, Any]]:
         yield from _array(window) if first == "[" else _lines(window)
 
 
-def beginning_of_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def beginning_of_rows(path: Path, *, errors: str = "strict") -> Iterator[tuple[int, Any]]:
     """As `read_json_rows`, for a look at the first rows' keys: of a very long object, which is a file of its own, its members up to the first list with one item.
 
     Raises:
         DataFormatError: As for `read_json_rows`; also if an array has no row.
     """
-    if (long := _long_object(path)) is not None:
+    if (long := _long_object(path, errors)) is not None:
         yield 1, long
         return
     number = 0
-    for number, row in read_json_rows(path):
+    for number, row in read_json_rows(path, errors=errors):
         yield number, row
     if not number:
         raise DataFormatError(f"{path} has no row: its array is empty.")
@@ -73,10 +77,10 @@ def load_json(path: Path) -> Any:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
+def _opened(path: Path, errors: str = "strict") -> Iterator[TextIO]:
     """A text file, its byte order mark passed over."""
     try:
-        file = path.open(encoding="utf-8-sig")
+        file = path.open(encoding="utf-8-sig", errors=errors)
     except OSError as error:
         raise DataFormatError(f"{path} cannot be read: {error.strerror}.") from None
     with file:
@@ -201,9 +205,9 @@ def _lines(window: _Window) -> Iterator[tuple[int, Any]]:
         window.row += 1
 
 
-def _long_object(path: Path) -> dict[str, Any] | None:
+def _long_object(path: Path, errors: str) -> dict[str, Any] | None:
     """The beginning of the object that a file begins with, or None if it is short, broken or no object."""
-    with _opened(path) as file:
+    with _opened(path, errors) as file:
         window = _Window(path, file, longest=LONG_OBJECT)
         if window.peek() != "{":
             return None
@@ -212,15 +216,15 @@ def _long_object(path: Path) -> dict[str, Any] | None:
         if len(window.text) <= LONG_OBJECT:
             return None
     try:
-        return _beginning(path)
+        return _beginning(path, errors)
     except _NotJSON:
         return None
 
 
-def _beginning(path: Path) -> dict[str, Any]:
+def _beginning(path: Path, errors: str) -> dict[str, Any]:
     """The members of a long object up to its first list, and of that the first item."""
     members: dict[str, Any] = {}
-    with _opened(path) as file:
+    with _opened(path, errors) as file:
         window = _Window(path, file)
         window.peek()
         window.take()

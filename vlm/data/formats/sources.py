@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +16,51 @@ FILE_SUFFIXES = (*JSON_SUFFIXES, *CSV_SUFFIXES, ".parquet")
 ROWS_A_BATCH = 64  # of Parquet: rows may hold pictures
 DELIMITERS = ",;\t|"  # of `.csv` files: Excel writes semicolons where the comma is the decimal mark
 LONGEST_CELL = 2**24  # characters; Python's own limit of 131,072 is short for a document
+AS_UTF8 = "Save it as 'CSV UTF-8'."
+STRAY_MARK = "A quotation mark may be missing; inside a quoted text it is doubled."
 SPLIT_NAMES = ("train", "validation", "valid", "val", "test")  # what Hugging Face's files of several splits begin with
 
 
-def numbered_rows(path: Path, *, blank: bool = False) -> Iterator[tuple[Path, int, Any]]:
+def numbered_rows(path: Path, *, every: bool = False) -> Iterator[tuple[Path, int, Any]]:
     """File, number and value of each row, or the error that stands for a row without a value. Rows of a file count from 1, without a table's header.
 
     Args:
         path: A file, or a folder of Parquet files or of `save_to_disk`.
-        blank: Whether a row of a CSV file whose cells are all empty is one; a blank line never is.
+        every: Whether a row of a CSV file whose cells are all empty is one (a blank line never is), and a row of CSV or JSON that is not UTF-8: its texts then
+            hold surrogates for the bytes that are no text, and it is the caller's to refuse them. Otherwise the file is refused.
 
     Raises:
         DataFormatError: If the file or folder cannot be read as what it claims to be.
         MissingPackageError: If pyarrow is needed and not installed.
     """
     if path.suffix.lower() in JSON_SUFFIXES and not path.is_dir():
-        for number, value in read_json_rows(path):
+        for number, value in read_json_rows(path, errors=_errors(every)):
             yield path, number, value
     elif path.suffix.lower() in CSV_SUFFIXES and not path.is_dir():
-        yield from _csv_rows(path, blank)
+        yield from _csv_rows(path, every)
     else:
         for file in table_files(path):
             yield from _parquet_rows(file) if file.suffix == ".parquet" else _arrow_rows(file)
 
 
-def first_rows(path: Path) -> Iterator[Any]:
+def _errors(every: bool) -> str:
+    """What becomes of bytes that are no UTF-8."""
+    return "surrogateescape" if every else "strict"
+
+
+def first_rows(path: Path, *, every: bool = False) -> Iterator[Any]:
     """The values of the rows, or the errors that stand for them, for a look at the first ones' keys; of a very long object its beginning.
+
+    Args:
+        path: A file or folder.
+        every: See `numbered_rows`.
 
     Raises:
         DataFormatError: If the file has no row, or cannot be read.
     """
     is_json = path.suffix.lower() in JSON_SUFFIXES and not path.is_dir()
     empty = True
-    for *_, value in beginning_of_rows(path) if is_json else numbered_rows(path):
+    for *_, value in beginning_of_rows(path, errors=_errors(every)) if is_json else numbered_rows(path, every=every):
         empty = False
         yield value
     if empty:
@@ -92,29 +105,91 @@ def _members(path: Path, key: str) -> list[Any]:
     return value
 
 
-def _csv_rows(path: Path, blank: bool) -> Iterator[tuple[Path, int, Any]]:
+def _csv_rows(path: Path, every: bool) -> Iterator[tuple[Path, int, Any]]:
     """Rows as objects of texts by header."""
-    csv.field_size_limit(LONGEST_CELL)
     number = 0
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(file.readline())
-            file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            if len(set(header)) < len(header):
-                raise DataFormatError(f"{path} has a header twice: {header}. Rename one.")
-            for number, cells in enumerate((cells for cells in reader if any(cells) or (blank and len(cells) > 1)), start=1):
-                fault = DataFormatError(f"the number of cells differs: the header has {len(header)}, the row {len(cells)}.")
-                yield path, number, dict(zip(header, cells, strict=True)) if len(cells) == len(header) else fault
+        with _csv_reader(path, _errors(every)) as reader:
+            header = _header(path, reader)
+            for cells in _cells(reader):
+                if isinstance(cells, DataFormatError) or any(cells) or (every and len(cells) > 1):
+                    number += 1
+                    yield path, number, _named(header, cells)
     except csv.Error as error:
-        raise DataFormatError(
-            f"{path}, row {number + 1}: not a table: {error}. A quotation mark may be missing; inside a quoted text it is doubled."
-        ) from None
+        raise DataFormatError(f"{path}, row {number + 1}: not a table: {error}. {STRAY_MARK}") from None
     except UnicodeDecodeError as error:
-        raise DataFormatError(f"{path} is not UTF-8 at or after row {number + 1}: {error.reason}. Save it as 'CSV UTF-8'.") from None
+        raise DataFormatError(f"{path} is not UTF-8 at or after row {number + 1}: {error.reason}. {AS_UTF8}") from None
     except OSError as error:
         raise DataFormatError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def csv_columns(path: Path) -> list[str]:
+    """The names in the header of a table, which may have no row.
+
+    Raises:
+        DataFormatError: If the file cannot be read, has no header, or one with a name twice.
+    """
+    try:
+        with _csv_reader(path, "surrogateescape") as reader:
+            header = _header(path, reader)
+    except csv.Error as error:
+        raise DataFormatError(f"{path}: its header is not that of a table: {error}. {STRAY_MARK}") from None
+    except OSError as error:
+        raise DataFormatError(f"{path} cannot be read: {error.strerror}.") from None
+    if not header:
+        raise DataFormatError(f"{path} has no row.")
+    return header
+
+
+@contextmanager
+def _csv_reader(path: Path, errors: str) -> Iterator[Any]:
+    csv.field_size_limit(LONGEST_CELL)
+    with path.open(encoding="utf-8-sig", newline="", errors=errors) as file:
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(file.readline())
+        file.seek(0)
+        yield csv.reader(file, delimiter=delimiter, strict=True)
+
+
+def _header(path: Path, reader: Any) -> list[str]:
+    """The names in the first line.
+
+    Raises:
+        DataFormatError: If two are the same, or one is not UTF-8.
+    """
+    header = [name.strip() for name in next(reader, [])]
+    if len(set(header)) < len(header):
+        raise DataFormatError(f"{path} has a header twice: {header}. Rename one.")
+    try:
+        "".join(header).encode()
+    except UnicodeEncodeError:
+        raise DataFormatError(f"{path} is not UTF-8: its header holds other bytes. {AS_UTF8}") from None
+    return header
+
+
+def _cells(reader: Any) -> Iterator[list[str] | DataFormatError]:
+    """The cells of each row, or the fault of a line that is no row.
+
+    Raises:
+        csv.Error: At a fault behind the end of a line, when nobody knows where the next row begins.
+    """
+    while True:
+        line = reader.line_num
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if reader.line_num > line + 1 or "end of data" in str(error):
+                raise
+            yield DataFormatError(f"not a row of a table: {error}. {STRAY_MARK}")
+
+
+def _named(header: list[str], cells: list[str] | DataFormatError) -> dict[str, str] | DataFormatError:
+    if isinstance(cells, DataFormatError):
+        return cells
+    if len(cells) != len(header):
+        return DataFormatError(f"the number of cells differs: the header has {len(header)}, the row {len(cells)}.")
+    return dict(zip(header, cells, strict=True))
 
 
 def _delimiter(header: str) -> str:
