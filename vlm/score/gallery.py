@@ -22,6 +22,8 @@ from vlm.data.manifest import MANIFEST
 from vlm.data.own_files import PICTURE_SUFFIXES, TEXT_SUFFIX
 from vlm.errors import ConfigError, DataFormatError
 
+NAME_PICTURES = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow"}  # files that may say which pictures there are
+
 
 @dataclass(frozen=True)
 class Item:
@@ -61,10 +63,12 @@ def _bare_pictures(folder: Path) -> list[Picture]:
     found: list[Path] = []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        suffixes = {Path(name).suffix.lower() for name in names}
-        if suffixes & {TEXT_SUFFIX, ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow"} or MANIFEST in names:
+        files = [Path(place) / name for name in sorted(names)]
+        pictures = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
+        of_pictures = {file.stem for file in files if file.suffix.lower() == TEXT_SUFFIX} & {file.stem for file in pictures}  # notes.txt is of none
+        if of_pictures or {file.suffix.lower() for file in files} & NAME_PICTURES or MANIFEST in names:
             return []
-        found += [Path(place) / name for name in sorted(names) if Path(name).suffix.lower() in PICTURE_SUFFIXES]
+        found += pictures
     return [Picture(path.relative_to(folder).as_posix(), path) for path in found]
 
 
