@@ -103,12 +103,16 @@ class Scorer:
         self.carry, self.full_paths = tuple(carry), full_paths
         self.window = max(WINDOW, 4 * encoder.batch_size)
         self.capacity = max(remember, self.window, 1 + MOST_REFERENCES)
-        self.image_store, self.text_store = (Remembered(self.capacity, encoder.width) for _ in range(2))
         self.sizes = torch.zeros(self.capacity, 2, dtype=torch.int32)  # width and height of remembered pictures
         self.tokens = torch.zeros(self.capacity, 2, dtype=torch.int32)  # tokens of remembered texts, and whether they were cut
-        self.image_faults: dict[int, Fault] = {}
         self.threads = ThreadPoolExecutor(workers + connections, thread_name_prefix="pictures")
         self.ahead = max(BATCHES_AHEAD, -(-2 * connections // encoder.batch_size))
+        self.forget()
+
+    def forget(self) -> None:
+        """Remember no vector any more, and count anew what is done."""
+        self.image_store, self.text_store = (Remembered(self.capacity, self.encoder.width) for _ in range(2))
+        self.image_faults: dict[int, Fault] = {}
         self.done = Done()
 
     def __enter__(self) -> "Scorer":
