@@ -92,3 +92,11 @@ def test_hosts_that_are_not_allowed_are_a_status(tmp_path, archive_server: Archi
     (row,) = rows_of(tmp_path / "s.parquet")
     assert (row["status"], archive_server.requests) == ("fetch_error", [])
     assert "not an allowed host" in row["error"]
+
+
+@pytest.mark.parametrize("allowed", ["127.0.0.1", "*"])
+def test_pictures_of_allowed_hosts_are_fetched(tmp_path, archive_server: ArchiveServer, allowed):
+    url = archive_server.serve("a.png", (tmp_path / pictures(tmp_path, 1)[0]).read_bytes())
+    pairs = json_lines(tmp_path / "web.jsonl", [{"image": url, "caption": "c"}])
+    scored(job(pairs, tmp_path / "s.parquet", images="url", allow_private=True, allow_host=(allowed,)))
+    assert [row["status"] for row in rows_of(tmp_path / "s.parquet")] == ["ok"]

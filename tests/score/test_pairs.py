@@ -157,6 +157,7 @@ def test_patterns_name_files_in_their_order(tmp_path):
         ({"part_rows": 0}, "--part-rows is at least 1"),
         ({"batch_size": "many"}, "auto or a whole number"),
         ({"allow_host": ("a.org",)}, "nothing is fetched"),
+        ({"allow_host": ("https://a.org",), "images": "url"}, "--allow-host is 'https://a.org', which is no host's name"),
         ({"url_file": "{4}.png"}, "needs --images local and --image-root"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from vlm.conf.cli import Positional, Repeated, parse
 from vlm.conf.sources import sources_of
+from vlm.data.hosts import host_names
 from vlm.errors import ConfigError, MissingPackageError
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
     for package in ("fastapi", "uvicorn"):
         _require(package)
     from vlm.infer.server.app import create_app
-    from vlm.infer.server.hosts import answered_names, host_names
+    from vlm.infer.server.hosts import answered_names
     from vlm.infer.server.limits import Limits
     from vlm.infer.server.running import run_until_signal
 
@@ -118,7 +119,6 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _service(arguments: Arguments, limits: Any) -> Any:
-    from vlm.infer.server.hosts import host_names
     from vlm.infer.server.pictures import fetch_from
     from vlm.infer.server.service import Service
     from vlm.models.checkpoint import open_model

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from vlm.conf.cli import Repeated
+from vlm.data.hosts import ANY, host_names
 from vlm.errors import ConfigError
 
 IMAGES = ("local", "url", "auto")
@@ -36,7 +37,7 @@ class Job:
     url_file: str = ""
     """With --images local, the file below --image-root that stands for a URL: '{4}.png' is the URL's fourth part between slashes, counted from 0."""
     allow_host: Annotated[tuple[str, ...], Repeated] = ()
-    """Host that pictures may be fetched from; once for each. None: any public one."""
+    """Host that pictures may be fetched from; once for each. None, or `*`: any public one."""
     allow_private: bool = False
     """Also fetch from addresses that are not public, such as those of the local network."""
     timeout: float = 20.0
@@ -90,6 +91,7 @@ class Job:
         if self.batch_size != "auto" and not (self.batch_size.isdecimal() and int(self.batch_size) > 0):
             raise ConfigError(f"--batch-size is auto or a whole number above 0; got {self.batch_size}.")
         self._refuse_idle()
+        host_names(self.allow_host, "--allow-host")
 
     def _refuse_idle(self) -> None:
         """Refuse settings that would have no effect."""
@@ -99,6 +101,12 @@ class Job:
             )
         if self.url_file and (self.images != "local" or self.image_root is None):
             raise ConfigError("--url-file names files that stand for URLs: it needs --images local and --image-root.")
+
+    @property
+    def hosts(self) -> frozenset[str] | None:
+        """The only hosts that are asked; None for all."""
+        names = host_names(self.allow_host, "--allow-host")
+        return None if ANY in names or not names else names
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ def scorer_of(job: Job, model: DualEncoder, logits: Logits, *, full_paths: bool 
     """A model with all that a job says about reading and encoding; for `full_paths` see `Scorer`."""
     encoder = PairEncoder(model, batch_size=job.batch_size, batch_tokens=job.batch_tokens, compile=job.compile)
     fetches = job.images != "local"
-    rules = FetchRules(job.timeout, job.max_bytes, job.max_pixels, frozenset(job.allow_host) or None, job.allow_private)
+    rules = FetchRules(job.timeout, job.max_bytes, job.max_pixels, job.hosts, job.allow_private)
     fetched = Fetched(rules, job.cache, job.retries, turns=BoundedSemaphore(job.connections))
     reader = PictureReader(encoder.policy, job.images, fetched, job.image_root, job.url_file, job.max_bytes, job.max_pixels)
     connections = job.connections if fetches else 0

@@ -1,4 +1,4 @@
-"""Names of hosts: as the owner of a server states them, and which of them the server answers to. Knows no web framework.
+"""Which names of hosts a server answers to. Knows no web framework.
 
 A web page can let its own name resolve to 127.0.0.1 ("DNS rebinding"): its script then reaches a server of this machine as its own origin, and browsers
 stop nothing. The header `Host` still has the page's name, so a server that asks for no key answers to names of this machine alone. Starlette's
@@ -7,33 +7,12 @@ TrustedHostMiddleware does the same, but tells it as plain text.
 
 import ipaddress
 import re
-from collections.abc import Sequence
 
-from vlm.errors import ConfigError
+from vlm.data.hosts import ANY, NAME, plain
 from vlm.infer.server.problem import RequestError
 
 OWN_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
-ANY = "*"
-NAME = re.compile(r"[\w.-]+|\[[\da-f:.]+\]", re.ASCII | re.IGNORECASE)  # a name, IPv4, or IPv6 in brackets, as in addresses
 HEADER = re.compile(rf"({NAME.pattern})(?::\d*)?", NAME.flags)
-
-
-def host_names(stated: Sequence[str], flag: str) -> frozenset[str]:
-    """Names as they can be compared: in small letters, IPv6 without brackets.
-
-    Args:
-        stated: Names as in addresses, or `*`.
-        flag: Where they were stated, for the message.
-
-    Raises:
-        ConfigError: If one can be no host's name; with a scheme or a port it would never be met.
-    """
-    for name in stated:
-        if name != ANY and not NAME.fullmatch(name):
-            raise ConfigError(
-                f"{flag} is {name!r}, which is no host's name. Leave out scheme, port and path: {flag} chat.example.org; '*' is for all."
-            )
-    return frozenset(map(_plain, stated))
 
 
 def answered_names(address: str, trusted: frozenset[str], *, has_key: bool) -> frozenset[str] | None:
@@ -59,12 +38,8 @@ def check_host(header: str, names: frozenset[str] | None) -> None:
         RequestError: If it is none of them; 421, as in RFC 9110, section 15.5.20.
     """
     found = HEADER.fullmatch(header)
-    if names is None or (found and _plain(found[1]) in names):
+    if names is None or (found and plain(found[1]) in names):
         return
     remedy = f", or start the server with --trusted-host {found[1]}" if found else ""
     message = f"This server does not answer to the host {header[:80]!r}. Ask it at localhost or 127.0.0.1{remedy}."
     raise RequestError(message, status=421, code="unknown_host")
-
-
-def _plain(name: str) -> str:
-    return name.lower().strip("[]")
