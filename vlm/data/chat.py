@@ -80,6 +80,8 @@ def encode_chat(
     """
     spans, answered = template.render(messages), messages[-1].role in ("assistant", "document")
     ids, starts, ends = _tokenize(spans, template, tokenizer)
+    behind = np.flatnonzero(ids[:-1] == image_token_id) + 1
+    starts[behind] = ends[behind - 1]  # not within the placeholder, where a tokenizer that puts a space behind pictures places that space
     trained = _trained(starts, ends, ids, spans, template, tokenizer) & answered
     placeholders = sum(span.text.count(IMAGE_PLACEHOLDER) for span in spans)
     if template.image_place == "first-token" and (placeholders := count_placeholders(messages)):

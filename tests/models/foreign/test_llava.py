@@ -9,13 +9,14 @@ import torch
 import transformers
 
 import vlm
-from vlm.backbones.language.chat_templates import find_template
+from vlm.backbones.language.chat_templates import find_template, fit_template
+from vlm.data.chat import encode_chat
 from vlm.errors import CheckpointError
 from vlm.messages import Message
 from vlm.models.foreign.assemble import Sources
 from vlm.models.foreign.llava import import_llava
-from vlm.models.foreign.towers import write_tokenizer
 from vlm.models.generate import encode_prompt
+from vlm.types import IGNORE_INDEX
 
 VICUNA = Path(__file__).parents[2] / "data" / "prismatic_golden" / "vicuna" / "tokenizer"
 
@@ -59,21 +60,53 @@ def test_logits_are_those_of_llava_with_each_projector(parts, write, ours, squar
     assert prompt.startswith("<s>A chat between a curious user") and prompt.endswith("USER: <image>\nWhat is this? ASSISTANT:")
 
 
-@pytest.mark.parametrize("legacy", [True, False])
-def test_texts_between_pictures_are_tokenized_one_by_one(parts, write, tmp_path, legacy):
-    """`tokenizer_image_token`, by which LLaVA trains and asks; Llama's tokenizer begins each text with a space."""
-    path = write(parts(vocab_size=384))
-    for file in path.glob("*token*"):
-        file.unlink()
-    own = transformers.AutoTokenizer.from_pretrained(VICUNA, legacy=legacy)
-    write_tokenizer(own, path)
-    model = vlm.load(import_llava(path, tmp_path / "out", Sources()).folder, device="cpu", precision="fp32")
-    talk = [Message("user", "<image>\nis<image><image> 日本?"), Message("assistant", "a dog"), Message("user", "why?<image>")]
+@pytest.fixture
+def with_llamas_tokenizer(parts, write, tmp_path):
+    """Import a LLaVA with Vicuna's tokenizer, whose config says `legacy` as told, or nothing of it; the model, and that tokenizer."""
+
+    def make(legacy: bool | None):
+        path = write(parts(vocab_size=384))
+        for file in path.glob("*token*"):
+            file.unlink()
+        for file in VICUNA.iterdir():
+            shutil.copy(file, path)
+        values = json.loads((VICUNA / "tokenizer_config.json").read_text(encoding="utf-8"))
+        values |= {"legacy": legacy}
+        (path / "tokenizer_config.json").write_text(json.dumps({key: value for key, value in values.items() if value is not None}), encoding="utf-8")
+        own = transformers.AutoTokenizer.from_pretrained(path, legacy=legacy is not False)  # true where nothing is said, in transformers 4
+        return vlm.load(import_llava(path, tmp_path / "out", Sources()).folder, device="cpu", precision="fp32"), own
+
+    return make
+
+
+@pytest.mark.parametrize("legacy", [True, False, None])
+def test_texts_between_pictures_are_tokenized_one_by_one(with_llamas_tokenizer, legacy):
+    """`tokenizer_image_token`, by which LLaVA trains and asks, with the tokenizer of transformers 4: each text begins with a space more than it has."""
+    model, own = with_llamas_tokenizer(legacy)
+    talk = [Message("user", "<image>\nis <image> and<image><image> 日本?"), Message("assistant", "a dog"), Message("user", "why?\n<image>")]
     text = "".join(span.text for span in model.template.render(talk)).removeprefix("<s>")
-    before, *chunks = [own(chunk).input_ids for chunk in text.split("<image>")]
+    before, *chunks = [own(f" {chunk}" if chunk else "").input_ids for chunk in text.split("<image>")]
     image = model.language.image_token_id
     expected = before + [token for chunk in chunks for token in [image, *chunk[1:]]]  # without BOS
-    assert encode_prompt(model, talk, [1] * 4)[0].tolist() == expected
+    assert encode_prompt(model, talk, [1] * 5)[0].tolist() == expected
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_caption_right_behind_a_picture_is_trained_whole(with_llamas_tokenizer, legacy):
+    """`preprocess_plain`: the space that the caption begins with is the caption's."""
+    model, own = with_llamas_tokenizer(legacy)
+    language = model.language
+    template = fit_template(find_template("plain"), language.tokenizer)
+    talk = [Message("user", "<image>"), Message("assistant", "a dog")]
+    encoded = encode_chat(talk, template=template, tokenizer=language.tokenizer, image_token_id=language.image_token_id, tokens_per_image=[2])
+    bos, *caption = own("a dog\n").input_ids
+    assert encoded.ids.tolist() == [bos, *[language.image_token_id] * 2, *caption]
+    assert encoded.labels.tolist() == [IGNORE_INDEX] * 3 + caption
+
+
+def test_no_space_comes_between_a_picture_and_an_end_token(with_llamas_tokenizer):
+    tokenizer = with_llamas_tokenizer(False)[0].language.tokenizer
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a<image></s>").input_ids) == ["<s>", "▁a", "<image>", "</s>"]
 
 
 def test_vision_backbone_of_the_checkpoint_is_taken(parts, write, ours, square, tmp_path):

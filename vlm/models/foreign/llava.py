@@ -16,7 +16,6 @@ from vlm.backbones.language import LANGUAGE
 from vlm.backbones.loading import read_json
 from vlm.backbones.writing import new_folder
 from vlm.conf.schema import LoRAConfig, LoRATowers, VisionLanguageConfig
-from vlm.data.chat import opens_once
 from vlm.errors import CheckpointError
 from vlm.messages import IMAGE_PLACEHOLDER
 from vlm.models.foreign.adapters import SETTING, in_memory, kept, read_adapter
@@ -180,20 +179,39 @@ def _language(tensors: Tensors, values: Mapping[str, Any], sources: Sources, fol
     kind = str(values["model_type"])
     with one_line(str(path / "config.json")):
         config = transformers.AutoConfig.for_model(BASES.get(kind, kind), **(own | {"vocab_size": len(table)}))
-    tokenizer = read_tokenizer(sources.tokenizer or str(path))
-    if opens_once(tokenizer):
-        _open_behind_pictures(tokenizer)
+    place = sources.tokenizer or str(path)
+    tokenizer = read_tokenizer(place)
+    if getattr(tokenizer.backend_tokenizer.pre_tokenizer, "prepend_scheme", "never") != "never":
+        _tokenize_as_llava(tokenizer, legacy=_is_silently_legacy(Path(place)))
     write_language(weights, config, tokenizer, folder / LANGUAGE_FOLDER, origin=path)
     return {"language": INSIDE_LANGUAGE}
 
 
-def _open_behind_pictures(tokenizer: Any) -> None:
-    """Put the space that a text begins with behind pictures as well: LLaVA tokenizes the texts between them one by one (`tokenizer_image_token`)."""
+def _is_silently_legacy(folder: Path) -> bool:
+    """If Llama's tokenizer has files of transformers 4 that do not speak of `legacy`: it is true there, and false in transformers 5."""
+    config, rules = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    if not config.is_file() or "legacy" in read_json(config):
+        return False
+    return not rules.is_file() or not read_json(rules).get("pre_tokenizer")
+
+
+def _tokenize_as_llava(tokenizer: Any, *, legacy: bool) -> None:
+    """Let Llama's tokenizer put a space behind pictures: LLaVA tokenizes the texts between them one by one (`tokenizer_image_token`).
+
+    Each of them begins with a space more than it has, unless it begins with a special token.
+
+    Args:
+        tokenizer: The tokenizer, which is changed.
+        legacy: Put a space behind special tokens as well.
+    """
     from tokenizers import AddedToken, Regex, normalizers
 
-    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(IMAGE_PLACEHOLDER, normalized=True, special=True)]})
-    space = normalizers.Replace(Regex(rf"{IMAGE_PLACEHOLDER}(?!{IMAGE_PLACEHOLDER})(?=[^ ])"), f"{IMAGE_PLACEHOLDER} ")
     own = tokenizer.backend_tokenizer
+    if legacy:
+        own.pre_tokenizer.prepend_scheme = "always"
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(IMAGE_PLACEHOLDER, normalized=True, special=True)]})
+    special = "|".join(map(re.escape, tokenizer.all_special_tokens))
+    space = normalizers.Replace(Regex(rf"(?<={IMAGE_PLACEHOLDER})(?!{special})(?=[\s\S])"), " ")
     own.normalizer = normalizers.Sequence([own.normalizer, space] if own.normalizer else [space])
 
 
