@@ -158,8 +158,12 @@ def _tokenize(spans: Sequence[Span], template: ChatTemplate, tokenizer: Any) -> 
 def _tokenize_text(text: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     bos = tokenizer.bos_token
     if bos and text.startswith(bos) and opens_once(tokenizer):
-        ids, offsets = _tokenize_text(text[len(bos) :], tokenizer)
+        ids, offsets = _tokenize_alone(text[len(bos) :], tokenizer)
         return np.insert(ids, 0, tokenizer.bos_token_id), np.concatenate([[[0, len(bos)]], offsets + len(bos)])
+    return _tokenize_alone(text, tokenizer)
+
+
+def _tokenize_alone(text: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
     ids = np.array(encoding["input_ids"], dtype=np.int64)
     # `fromiter`: twice as fast as an array from a list of pairs

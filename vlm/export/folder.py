@@ -73,14 +73,19 @@ def exported_tokenizer(language: HFCausalLM, chat_template: str) -> Any:
 
 
 def _open_behind(tokenizer: Any, bos: str) -> None:
-    """Put the space that a text begins with behind a BOS in the text as well, as it is when the tokenizer itself writes BOS.
+    """Put the space that a text begins with behind a BOS that opens the text as well, as it is when the tokenizer itself writes BOS.
 
-    Normalization sees BOS together with the text behind it if it is found in normalized text.
+    As there, none is put before a space or a special token. Normalization sees the text as a whole if all added tokens are found in normalized text.
     """
     from tokenizers import AddedToken, Regex, normalizers
 
-    tokenizer.add_special_tokens([AddedToken(bos, normalized=True, special=True)])
-    space = normalizers.Replace(Regex(rf"^{re.escape(bos)}(?=[\s\S])"), f"{bos} ")
+    added = tokenizer.get_added_tokens_decoder().values()
+    for token in added:
+        flags = {"lstrip": token.lstrip, "rstrip": token.rstrip, "single_word": token.single_word, "special": token.special}
+        add = tokenizer.add_special_tokens if token.special else tokenizer.add_tokens
+        add([AddedToken(token.content, normalized=True, **flags)])
+    others = "|".join(re.escape(token.content) for token in added)
+    space = normalizers.Replace(Regex(rf"\A{re.escape(bos)}(?!{others})(?=[^ ▁])"), f"{bos} ")
     before = [tokenizer.normalizer] if tokenizer.normalizer else []
     tokenizer.normalizer = normalizers.Sequence([*before, space])
 
