@@ -80,7 +80,7 @@ def encode_chat(
     """
     spans, answered = template.render(messages), messages[-1].role in ("assistant", "document")
     ids, starts, ends = _tokenize(spans, template, tokenizer)
-    behind = np.flatnonzero(ids[:-1] == image_token_id) + 1
+    behind = (ids[:-1] == image_token_id).nonzero()[0] + 1
     starts[behind] = ends[behind - 1]  # not within the placeholder, where a tokenizer that puts a space behind pictures places that space
     trained = _trained(starts, ends, ids, spans, template, tokenizer) & answered
     placeholders = sum(span.text.count(IMAGE_PLACEHOLDER) for span in spans)
@@ -146,8 +146,8 @@ def _tokenize(spans: Sequence[Span], template: ChatTemplate, tokenizer: Any) -> 
     parts, before = [], 0
     for text in texts or [""]:  # of a picture alone nothing is written
         ids, offsets = _tokenize_text(text.rstrip() if template.tokenized == "stripped-turns" else text, tokenizer)
-        starts, ends = _extents(offsets)
-        parts.append((ids, starts + before, ends + before))
+        offsets += before
+        parts.append((ids, *_extents(offsets, before)))
         before += len(text)
     if len(parts) == 1:
         return parts[0]
@@ -157,17 +157,15 @@ def _tokenize(spans: Sequence[Span], template: ChatTemplate, tokenizer: Any) -> 
 
 def _tokenize_text(text: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     bos = tokenizer.bos_token
-    if bos and text.startswith(bos) and opens_once(tokenizer):
-        ids, offsets = _tokenize_alone(text[len(bos) :], tokenizer)
-        return np.insert(ids, 0, tokenizer.bos_token_id), np.concatenate([[[0, len(bos)]], offsets + len(bos)])
-    return _tokenize_alone(text, tokenizer)
-
-
-def _tokenize_alone(text: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
-    ids = np.array(encoding["input_ids"], dtype=np.int64)
+    opening = bos if bos and text.startswith(bos) and opens_once(tokenizer) else ""
+    encoding = tokenizer(text[len(opening) :], add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
+    ids, offsets = encoding["input_ids"], chain.from_iterable(encoding["offset_mapping"])
+    if opening:
+        ids, offsets = [tokenizer.bos_token_id, *ids], chain((-len(opening), 0), offsets)
     # `fromiter`: twice as fast as an array from a list of pairs
-    return ids, np.fromiter(chain.from_iterable(encoding["offset_mapping"]), dtype=np.int64, count=2 * len(ids)).reshape(-1, 2)
+    places = np.fromiter(offsets, dtype=np.int64, count=2 * len(ids)).reshape(-1, 2)
+    places += len(opening)
+    return np.array(ids, dtype=np.int64), places
 
 
 def opens_once(tokenizer: Any) -> bool:
@@ -282,12 +280,13 @@ def _swallows_space(token: int, tokenizer: Any) -> bool:
     return (added := tokenizer.added_tokens_decoder.get(token)) is not None and added.rstrip
 
 
-def _extents(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Start and end of each token in the text, in characters, without gaps.
+def _extents(offsets: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Start and end of each token in the text, in characters, without gaps; the first begins at `start` or before.
 
     Byte-level tokenizers leave leading spaces out of the offsets (`trim_offsets`): a token then starts where the one before it ended. The tokens of
     one multi-byte character all name that character: they keep its place.
     """
     ends = offsets[:, 1]
-    before = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+    before = np.empty_like(ends)
+    before[:1], before[1:] = start, ends[:-1]
     return np.minimum(offsets[:, 0], before), ends
