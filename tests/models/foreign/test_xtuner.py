@@ -1,16 +1,20 @@
 """xtuner's three layouts on tiny parts, against LLaVA's forward pass stated once more (conftest)."""
 
 import json
+import shutil
+from pathlib import Path
 
 import peft
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 import vlm
 from vlm.errors import CheckpointError, ConfigError
 from vlm.models.foreign.assemble import Sources
 from vlm.models.foreign.xtuner import import_xtuner
 
+VICUNA = Path(__file__).parents[2] / "data" / "prismatic_golden" / "vicuna" / "tokenizer"
 QUESTION = "<image>\nWhat is this?"
 LLAMA_3 = (
     "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat is this?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
@@ -101,16 +105,43 @@ def test_phi_3_opens_with_bos(parts, save, ours, square, tmp_path):
     compare(tiny, ours, done.folder, square, "<s><|user|>\n<image>\nWhat is this?<|end|>\n<|assistant|>\n")
 
 
-def test_official_layout(parts, save, ours, square, tmp_path):
-    tiny = parts()
-    save_base(tiny, tmp_path)
-    weights = dict(tiny.language.state_dict()) | {f"model.mm_projector.{name}": tensor for name, tensor in tiny.projector.state_dict().items()}
-    weights |= {f"model.vision_tower.vision_tower.vision_model.{name}": tensor for name, tensor in tiny.vision.state_dict().items()}
-    values = tiny.language.config.to_dict() | {"model_type": "llava", "mm_projector_type": "mlp2x_gelu", "mm_vision_tower": str(tmp_path / "tower")}
-    values |= {"mm_hidden_size": 16, "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch", "image_aspect_ratio": "pad"}
-    values |= {"mm_use_im_patch_token": False, "mm_use_im_start_end": False, "unfreeze_mm_vision_tower": True, "use_mm_proj": True}
-    path = save(weights, tmp_path / "official", values, tiny.tokenizer)
+@pytest.fixture
+def official(parts, save, tmp_path):
+    """The parts of a checkpoint in LLaVA's layout, and its folder; other values of its config may be given."""
+
+    def make(**others):
+        tiny = parts()
+        save_base(tiny, tmp_path)
+        weights = dict(tiny.language.state_dict()) | {f"model.mm_projector.{name}": tensor for name, tensor in tiny.projector.state_dict().items()}
+        weights |= {f"model.vision_tower.vision_tower.vision_model.{name}": tensor for name, tensor in tiny.vision.state_dict().items()}
+        values = tiny.language.config.to_dict() | {
+            "model_type": "llava",
+            "mm_projector_type": "mlp2x_gelu",
+            "mm_vision_tower": str(tmp_path / "tower"),
+        }
+        values |= {"mm_hidden_size": 16, "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch", "image_aspect_ratio": "pad"}
+        values |= {"mm_use_im_patch_token": False, "mm_use_im_start_end": False, "unfreeze_mm_vision_tower": True, "use_mm_proj": True}
+        return tiny, save(weights, tmp_path / "official", values | others, tiny.tokenizer)
+
+    return make
+
+
+def test_official_layout(official, ours, square, tmp_path):
+    tiny, path = official()
     compare(tiny, ours, import_xtuner(path, tmp_path / "out", Sources()).folder, square, LLAMA_3)
+
+
+def test_tokenizer_of_the_official_layout_has_the_rules_of_its_file(official, tmp_path):
+    """xtuner trains with them; of a config of LLaVA's type transformers 5 makes Llama's tokenizer, with rules of its own."""
+    _, path = official(model_type="llava_llama")
+    for file in VICUNA.iterdir():
+        shutil.copy(file, path)
+    settings = json.loads((VICUNA / "tokenizer_config.json").read_text(encoding="utf-8")) | {"legacy": False}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    folder = import_xtuner(path, tmp_path / "out", Sources(template="vicuna-v1")).folder
+    tokenizer = vlm.load(folder, device="cpu", precision="fp32").language.tokenizer
+    text = " A chat</s>USER: is 日本?</s>ASSISTANT"
+    assert tokenizer(text).input_ids == Tokenizer.from_file(str(VICUNA / "tokenizer.json")).encode(text).ids
 
 
 def test_transformers_layout(parts, save, ours, square, tmp_path):

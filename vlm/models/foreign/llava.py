@@ -69,7 +69,7 @@ NOT_OF_THE_LANGUAGE_MODEL = (
 MODES = {"llama-2": "llava-llama-2", "mistral": "llava-mistral-instruct", "v1.6-34b": "llava-chatml-direct", "v1": "vicuna-v1"}
 
 
-def import_llava(path: Path, out: Path, sources: Sources, *, template: str = "") -> Imported:
+def import_llava(path: Path, out: Path, sources: Sources, *, template: str = "", fast: bool = False) -> Imported:
     """Write a checkpoint of LLaVA as one of ours.
 
     Args:
@@ -77,6 +77,7 @@ def import_llava(path: Path, out: Path, sources: Sources, *, template: str = "")
         out: Folder to write; must not exist.
         sources: What the folder does not hold.
         template: Chat template, unless the user names another; empty to choose as LLaVA's scripts do.
+        fast: If it was trained with the rules in `tokenizer.json`, which LLaVA's own code does not read (`use_fast=False`).
 
     Raises:
         CheckpointError: If the folder is of another model, its weights are not whole, or it needs what ours cannot do.
@@ -93,7 +94,7 @@ def import_llava(path: Path, out: Path, sources: Sources, *, template: str = "")
         if adapted:
             language, adapter, lora = _adapted_language(values, sources, folder, path)
         else:
-            language = _language(tensors, values, sources, folder, path) if whole else _published_language(values, sources, folder, path)
+            language = _language(tensors, values, sources, folder, path, fast=fast) if whole else _published_language(values, sources, folder, path)
         tensors.finish()
         chosen = check_template(sources.template) if sources.template else template or _mode(path, values, notes, asked=whole or adapted)
         config = VisionLanguageConfig(
@@ -168,7 +169,7 @@ def _vision(tensors: Tensors, values: Mapping[str, Any], sources: Sources, folde
     return {"vision": INSIDE_VISION}
 
 
-def _language(tensors: Tensors, values: Mapping[str, Any], sources: Sources, folder: Path, path: Path) -> dict[str, Any]:
+def _language(tensors: Tensors, values: Mapping[str, Any], sources: Sources, folder: Path, path: Path, *, fast: bool = False) -> dict[str, Any]:
     import transformers
 
     weights = tensors.take("model.", to="model.") | tensors.take("lm_head.", to="lm_head.")
@@ -180,9 +181,9 @@ def _language(tensors: Tensors, values: Mapping[str, Any], sources: Sources, fol
     with one_line(str(path / "config.json")):
         config = transformers.AutoConfig.for_model(BASES.get(kind, kind), **(own | {"vocab_size": len(table)}))
     place = sources.tokenizer or str(path)
-    tokenizer = read_tokenizer(place)
+    tokenizer = read_tokenizer(place, as_written=fast)
     if getattr(tokenizer.backend_tokenizer.pre_tokenizer, "prepend_scheme", "never") != "never":
-        _tokenize_as_llava(tokenizer, legacy=_is_silently_legacy(Path(place)))
+        _tokenize_as_llava(tokenizer, legacy=not fast and _is_silently_legacy(Path(place)))
     write_language(weights, config, tokenizer, folder / LANGUAGE_FOLDER, origin=path)
     return {"language": INSIDE_LANGUAGE}
 

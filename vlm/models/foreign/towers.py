@@ -103,16 +103,25 @@ def write_folder(tensors: Mapping[str, Tensor], config: Any, folder: Path) -> No
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def read_tokenizer(source: str) -> Any:
+def read_tokenizer(source: str, *, as_written: bool = False) -> Any:
     """The tokenizer of a folder or hub id.
+
+    Args:
+        source: The folder or hub id.
+        as_written: Take the rules of a folder's `tokenizer.json`, where transformers 5 builds some classes anew.
 
     Raises:
         CheckpointError: If there is none.
     """
+    import transformers
+
     try:
-        return tokenizer_at(source)
+        tokenizer = tokenizer_at(source)
     except CheckpointError as error:
         raise CheckpointError(str(error).replace("--model.language-source", "--language-source, or its tokenizer with --tokenizer-source")) from error
+    if as_written and (Path(source) / "tokenizer.json").is_file():
+        return transformers.PreTrainedTokenizerFast.from_pretrained(source)
+    return tokenizer
 
 
 def write_vision(tensors: Mapping[str, Tensor], config: Any, statistics: Mapping[str, Any], folder: Path, *, origin: Path) -> None:

@@ -70,7 +70,7 @@ def import_xtuner(path: Path, out: Path, sources: Sources) -> Imported:
         return import_huggingface(path, out, sources, templates=TEMPLATES)
     if "mm_projector_type" in values:
         template = "" if sources.template else _template(read_tokenizer(sources.tokenizer or str(path)), path)
-        return import_llava(path, out, sources, template=template)
+        return import_llava(path, out, sources, template=template, fast=True)
     raise CheckpointError(f"{path} has neither a projector/ nor a config.json with vision_config or mm_projector_type: it is no LLaVA of xtuner.")
 
 
