@@ -134,11 +134,25 @@ def test_official_layout(official, ours, square, tmp_path):
 def test_tokenizer_of_the_official_layout_has_the_rules_of_its_file(official, tmp_path):
     """xtuner trains with them; of a config of LLaVA's type transformers 5 makes Llama's tokenizer, with rules of its own."""
     _, path = official(model_type="llava_llama")
+    check_rules(path, tmp_path / "out")
+
+
+def test_tokenizer_of_the_own_layout_has_the_rules_of_its_file(parts, save, tmp_path):
+    tiny = parts()
+    path = tmp_path / "xtuner"
+    save(dict(tiny.language.state_dict()), path, tiny.language.config.to_dict(), tiny.tokenizer)
+    save_projector(tiny, save, path)
+    tiny.vision.save_pretrained(str(path / "visual_encoder"))
+    check_rules(path, tmp_path / "out")
+
+
+def check_rules(path, out):
+    """Give the checkpoint Vicuna's tokenizer, and compare ids of the imported one with those by its `tokenizer.json`."""
     for file in VICUNA.iterdir():
         shutil.copy(file, path)
     settings = json.loads((VICUNA / "tokenizer_config.json").read_text(encoding="utf-8")) | {"legacy": False}
     (path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    folder = import_xtuner(path, tmp_path / "out", Sources(template="vicuna-v1")).folder
+    folder = import_xtuner(path, out, Sources(template="vicuna-v1")).folder
     tokenizer = vlm.load(folder, device="cpu", precision="fp32").language.tokenizer
     text = " A chat</s>USER: is 日本?</s>ASSISTANT"
     assert tokenizer(text).input_ids == Tokenizer.from_file(str(VICUNA / "tokenizer.json")).encode(text).ids

@@ -155,7 +155,7 @@ def _language(path: Path, sources: Sources, folder: Path) -> tuple[dict[str, Any
     adapter = path / "llm_adapter"
     if not adapter.is_dir() and (path / "config.json").is_file():
         tensors = read_folder(path)
-        tokenizer = read_tokenizer(sources.tokenizer or str(path))
+        tokenizer = read_tokenizer(sources.tokenizer or str(path), as_written=True)
         rows = len(tensors["model.embed_tokens.weight"]) if "model.embed_tokens.weight" in tensors else 0
         write_language(Tensors(tensors, path).take(""), language_config(str(path), rows), tokenizer, folder / LANGUAGE_FOLDER, origin=path)
         return {"language": INSIDE_LANGUAGE}, tokenizer, {}, LoRAConfig()
