@@ -79,9 +79,7 @@ def encode_chat(
         ConfigError: If the tokenizer is not fast, has no `<image>` token, or has a token that crosses the border of a trained stretch.
     """
     spans, answered = template.render(messages), messages[-1].role in ("assistant", "document")
-    ids, starts, ends = _tokenize(spans, template, tokenizer)
-    behind = (ids[:-1] == image_token_id).nonzero()[0] + 1
-    starts[behind] = ends[behind - 1]  # not within the placeholder, where a tokenizer that puts a space behind pictures places that space
+    ids, starts, ends = _tokenize(spans, template, tokenizer, image_token_id)
     trained = _trained(starts, ends, ids, spans, template, tokenizer) & answered
     placeholders = sum(span.text.count(IMAGE_PLACEHOLDER) for span in spans)
     if template.image_place == "first-token" and (placeholders := count_placeholders(messages)):
@@ -136,7 +134,7 @@ def check_template(template: ChatTemplate, tokenizer: Any) -> None:
             )
 
 
-def _tokenize(spans: Sequence[Span], template: ChatTemplate, tokenizer: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tokenize(spans: Sequence[Span], template: ChatTemplate, tokenizer: Any, image_token_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ids of a conversation, and where each token starts and ends in its text, in characters."""
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigError(
@@ -149,9 +147,9 @@ def _tokenize(spans: Sequence[Span], template: ChatTemplate, tokenizer: Any) -> 
         offsets += before
         parts.append((ids, *_extents(offsets, before)))
         before += len(text)
-    if len(parts) == 1:
-        return parts[0]
-    ids, starts, ends = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    ids, starts, ends = parts[0] if len(parts) == 1 else (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    behind = (ids[:-1] == image_token_id).nonzero()[0] + 1
+    starts[behind] = ends[behind - 1]  # not within the placeholder, where a tokenizer that puts a space behind pictures places that space
     return ids, starts, ends
 
 
