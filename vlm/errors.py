@@ -27,6 +27,11 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def reason_of(error: BaseException) -> str:
+    """What went wrong, on one line: in the system's words, which leave the path out, where it has some."""
+    return " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
+
+
 class VLMError(ValueError):
     """Base of every error that a user can cause; a command prints it on one line and exits with code 2."""
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from vlm.errors import WEIGHTS_REMEDY, CheckpointError, MissingPackageError
+from vlm.errors import WEIGHTS_REMEDY, CheckpointError, MissingPackageError, reason_of
 
 LOADING = threading.RLock()  # held while a name of transformers is another one; a load may begin another load
 STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # what safetensors calls them
@@ -146,8 +146,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())  # without the path once more
-        raise CheckpointError(f"{path} cannot be read: {reason}. Name the folder that holds it, or complete it.") from error
+        raise CheckpointError(f"{path} cannot be read: {reason_of(error)}. Name the folder that holds it, or complete it.") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a {type(values).__name__}; expected an object.")
     return values

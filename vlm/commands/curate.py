@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     from vlm.score.curation_page import TEMPLATE, curation_values
     from vlm.score.scores import open_scores
     from vlm.score.selection import Rules, select
-    from vlm.score.subset import check_suffix, write_subset
+    from vlm.score.subset import check_suffix, make_folder, write_subset
 
     out, page = arguments.out, arguments.out.with_suffix(".html")
     names = ("min_cos", "drop_duplicates", "same", "keep_top", "balance", "per_value", "by")
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     _refuse_earlier((out, page), overwrite=arguments.overwrite)
     scores = open_scores(arguments.scores)
     pictures = scores.pictures(arguments.image_root)
-    _make_folder(out)
+    make_folder(out)
     selection = select(scores, rules, scratch=out.parent, pictures=pictures)
     written = write_subset(scores, selection, out, pictures=pictures, also=(rules.balance,) if rules.balance else ())
     values = curation_values(scores, rules, selection, pictures=pictures, out=str(out), shrink=small_picture)
@@ -70,13 +70,6 @@ def main(argv: Sequence[str]) -> None:
     if written.urls:
         print(f"{written.urls:,} kept pictures are URLs: download them before `vlm preprocess`, which reads files; `vlm score --cache` keeps them")
     print(f"{out}\n{page}\nTrain on it: vlm pretrain PRESET --stage.dataset {out}")
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror}. Name another file with --out.") from error
 
 
 def _refuse_earlier(files: Sequence[Path], *, overwrite: bool) -> None:

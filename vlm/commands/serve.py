@@ -125,9 +125,8 @@ def _service(arguments: Arguments, limits: Any) -> Any:
     from vlm.models.sampling import Sampling
 
     default = Sampling(max_new_tokens=limits.max_new_tokens, temperature=arguments.temperature, top_p=arguments.top_p)
-    hosts = host_names(arguments.allow_host, "--allow-host")
+    fetch = fetch_from(arguments.allow_host, max_bytes=limits.max_body_bytes, allow_private=arguments.allow_private)
     model = open_model(arguments.run, device=arguments.device, precision=arguments.precision, run_root=arguments.run_root, **sources_of(arguments))
-    fetch = fetch_from(tuple(hosts), max_bytes=limits.max_body_bytes, allow_private=arguments.allow_private)
     return Service(model.eval(), _name(arguments), limits=limits, default=default, fetch=fetch)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from vlm.assets import cache_dir, converted
 from vlm.data.datasets import DATASETS
+from vlm.data.formats.sources import FILE_SUFFIXES
 from vlm.data.manifest import MANIFEST, Manifest, file_sha256
 from vlm.data.own_files import own_rows
 from vlm.data.rows import parquet_to_arrow, to_sample, write_arrow
@@ -26,7 +27,6 @@ from vlm.errors import ConfigError, DataFormatError, MissingPackageError, Unknow
 log = logging.getLogger(__name__)
 
 OnBadRow = Literal["error", "skip"]
-DATA_SUFFIXES = {".json", ".jsonl", ".csv", ".tsv", ".parquet"}
 SKIP = "`vlm preprocess --dataset-id {} --on-bad-row skip` first; where a model that answers is trained, --stage.on-bad-row skip does it too"
 FORMAT = 2  # of the Arrow copies in the cache; raised when their columns change
 
@@ -143,7 +143,7 @@ def _locate(name: str, data_root: Path) -> tuple[Path, str]:
         return data_root / base, split
     if Path(name).exists():
         return Path(name), ""
-    if "/" in base or Path(base).suffix in DATA_SUFFIXES or Path(base).exists():
+    if "/" in base or Path(base).suffix in FILE_SUFFIXES or Path(base).exists():
         return Path(base), split
     return _find_prepared(base, data_root), split
 

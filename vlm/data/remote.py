@@ -26,7 +26,7 @@ from PIL import Image
 
 from vlm import __version__
 from vlm.data.image import decode_image, load_image
-from vlm.errors import VLMError
+from vlm.errors import VLMError, reason_of
 
 SCHEMES = {"http": 80, "https": 443}
 REDIRECTS = {
@@ -289,10 +289,7 @@ def _connected(target: _Target, rules: FetchRules, deadline: float) -> Iterator[
             raise late from error
         if isinstance(error, VLMError):
             raise
-        said = (
-            " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
-        )  # what a server sends may be of several lines
-        raise FetchError(f"{target.url} cannot be fetched: {said}. {OTHER_WAY}", passing=not isinstance(error, ValueError)) from error
+        raise FetchError(f"{target.url} cannot be fetched: {reason_of(error)}. {OTHER_WAY}", passing=not isinstance(error, ValueError)) from error
     finally:
         connection.timer.cancel()
         connection.close()

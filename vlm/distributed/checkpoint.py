@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from vlm.errors import CheckpointError
+from vlm.errors import CheckpointError, reason_of
 from vlm.types import World
 
 
@@ -105,4 +105,4 @@ def _reason(error: BaseException) -> str:
     """What went wrong on the first rank that failed, on one line."""
     failures = getattr(error, "failures", None)
     first = next(iter(failures.values()))[0] if failures else error
-    return " ".join(f"{getattr(first, 'strerror', None) or first or type(first).__name__}".split()).rstrip(".")
+    return reason_of(first).rstrip(".")

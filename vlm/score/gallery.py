@@ -18,11 +18,12 @@ from vlm.data.benchmarks.base import Picture
 from vlm.data.benchmarks.captioned import Captioned, open_captioned
 from vlm.data.feature_cache import FeatureCache
 from vlm.data.feature_cache.manifest import KIND
+from vlm.data.formats.sources import FILE_SUFFIXES
 from vlm.data.manifest import MANIFEST
 from vlm.data.own_files import PICTURE_SUFFIXES, TEXT_SUFFIX
 from vlm.errors import ConfigError, DataFormatError
 
-NAME_PICTURES = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow"}  # files that may say which pictures there are
+NAME_PICTURES = {*FILE_SUFFIXES, ".arrow"}  # files that may say which pictures there are
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from vlm.errors import ConfigError, DataFormatError
+from vlm.errors import ConfigError, DataFormatError, reason_of
 from vlm.score.job import Job
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     try:
         stated = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
-        raise DataFormatError(f"--config {path} cannot be read: {reason}. Name a readable YAML file.") from None
+        raise DataFormatError(f"--config {path} cannot be read: {reason_of(error)}. Name a readable YAML file.") from None
     if not isinstance(stated, dict) or not all(isinstance(name, str) for name in stated):
         raise DataFormatError(f"--config {path} holds no settings: expected lines such as `csv_path: pairs.csv`.")
     return stated

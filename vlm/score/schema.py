@@ -21,9 +21,8 @@ STATUSES = {
     "model_error": "the model gave a value that is not finite",
 }
 INSIDE = "sha256:"  # begins the name of a picture that lay in the scored table itself
-METADATA = (
-    b"vlm.score"  # key of the file's metadata whose value is JSON: model, image_root, url_file, cache, scale, bias, settings, statuses, versions
-)
+# Key of the file's metadata whose value is JSON: model, image_root, url_file, cache, scale, bias, settings, statuses, versions.
+METADATA = b"vlm.score"
 
 
 def schema(carried: tuple[str, ...] = ()) -> Any:

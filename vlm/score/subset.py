@@ -58,8 +58,8 @@ def write_subset(scores: Scores, selection: Selection, out: Path, *, pictures: P
     _refuse_lost_pictures(scores, selection, pictures)
     building = out.with_name(f"{out.name}.tmp")
     urls = 0
+    make_folder(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         with building.open("w", encoding="utf-8", newline="") as file:
             put = _writer(file, out.suffix.lower(), ("id", "image", "caption", "cos", *also))
             renamed = _renamer(pictures, out.parent)
@@ -69,11 +69,27 @@ def write_subset(scores: Scores, selection: Selection, out: Path, *, pictures: P
                 put({"id": row.pop("row"), **row, "image": name, "cos": round(row["cos"], 6)})
         building.replace(out)
     except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror}. Name another file with --out.") from error
+        raise _unwritable(out, error) from error
     finally:
         with suppress(OSError):  # of a folder that cannot be written
             building.unlink(missing_ok=True)
     return Written(out, selection.num_kept, urls)
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder of a subset.
+
+    Raises:
+        ConfigError: If that is refused.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+
+
+def _unwritable(out: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{out} cannot be written: {error.strerror}. Name another file with --out.")
 
 
 def check_suffix(out: Path) -> None:

@@ -21,7 +21,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from vlm.errors import ConfigError, DataFormatError
+from vlm.errors import ConfigError, DataFormatError, reason_of
 
 T = TypeVar("T")
 Verify = Literal["decode", "header", "off"]
@@ -74,10 +74,9 @@ def look_at(path: Path, *, verify: Verify, digest: bool = False) -> Verdict:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return Verdict(reason=MISSING, detail=f"There is no image file {path}: the name is too long for one.")
-        said = " ".join((error.strerror or str(error)).split())
-        return Verdict(reason=UNREADABLE, detail=f"The image file {path} cannot be read: {said}. Replace the file, or leave it out.")
+        return Verdict(reason=UNREADABLE, detail=f"The image file {path} cannot be read: {reason_of(error)}. Replace the file, or leave it out.")
     except (DataFormatError, MemoryError) as error:
-        return Verdict(reason=UNREADABLE, detail=" ".join(str(error).split()) or type(error).__name__)
+        return Verdict(reason=UNREADABLE, detail=reason_of(error))
 
 
 def _decoded_size(path: Path) -> tuple[int, int]:

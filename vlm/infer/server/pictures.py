@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
+from vlm.data.hosts import ANY, host_names
 from vlm.data.image import UNREADABLE, upright
 from vlm.errors import VLMError
 from vlm.infer.server.limits import Limits
@@ -108,11 +109,14 @@ def fetch_from(hosts: Sequence[str], *, max_bytes: int = Limits.max_body_bytes, 
         hosts: Names of hosts, as they stand in addresses; `*` for all.
         max_bytes: Longest file.
         allow_private: Also ask addresses that are not public.
+
+    Raises:
+        ConfigError: If one is no host's name.
     """
     from vlm.data.remote import FetchRules, fetch_bytes
 
-    names = frozenset(host.lower() for host in hosts)
-    rules = FetchRules(max_bytes=max_bytes, hosts=None if "*" in names else names, allow_private=allow_private)
+    names = host_names(hosts, "--allow-host")
+    rules = FetchRules(max_bytes=max_bytes, hosts=None if ANY in names else names, allow_private=allow_private)
 
     def fetch(address: str) -> bytes:
         host = _host(address)
